@@ -1,0 +1,206 @@
+"""Saved models: written so that a kill at any moment leaves the last good one, read so that damage is always noticed.
+
+A checkpoint is a directory of files beside a `manifest.json` with the size and SHA-256 of each and a SHA-256 of its own.
+It is written under a temporary name, flushed to the disk and renamed, so it exists whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .errors import CheckpointError
+
+if TYPE_CHECKING:
+    from .model import Model
+
+MANIFEST = "manifest.json"
+PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar"}
+
+
+@contextmanager
+def writing(directory: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary directory that becomes `directory` when the block ends well, and vanishes when it does not.
+
+    Raises `CheckpointError` if the disk is full or not writable, or if `directory` holds something that is
+    no checkpoint; what was at `directory` is then as it was.
+    """
+    target = Path(directory)
+    if target.exists() and not (target / MANIFEST).exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} exists and is no saved model, so it is not overwritten; choose another name")
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        yield scratch
+        _write_manifest(scratch)
+        for path in [*scratch.iterdir(), scratch]:
+            _flush(path)
+        _rename(scratch, target)
+    except OSError as error:
+        raise CheckpointError(
+            f"could not write {target}: {error.strerror or error}; free some space or choose another place"
+            " (the checkpoint before it is untouched)"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_manifest(directory: Path) -> None:
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(directory.iterdir())}
+    manifest = {"format": "mezzotint 1", "files": files}
+    manifest["sha256"] = _digest(manifest)
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _rename(scratch: Path, target: Path) -> None:
+    if target.exists():
+        aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+        os.rename(target, aside)
+        os.rename(scratch, target)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        os.rename(scratch, target)
+    _flush(target.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def verify(directory: str | os.PathLike[str]) -> Path:
+    """The checkpoint's directory, after every byte of it was compared with its checksum.
+
+    Raises `CheckpointError` if anything is missing, truncated or altered.
+    """
+    directory = Path(directory)
+    if directory.suffix in PICKLES:
+        refuse_pickle(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"there is no saved model at {directory}")
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+        files = manifest["files"]
+        if manifest["sha256"] != _digest(manifest):
+            raise CheckpointError(f"{directory / MANIFEST} is damaged; {_remedy(directory)}")
+        for name, expected in files.items():
+            path = directory / name
+            if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+                raise CheckpointError(f"{path} is damaged: its contents are not what was saved; {_remedy(directory)}")
+    except FileNotFoundError as error:
+        pickled = [path for path in directory.iterdir() if path.suffix in PICKLES]
+        if pickled:
+            refuse_pickle(pickled[0])
+        raise CheckpointError(f"{error.filename} is missing; {_remedy(directory)}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{directory / MANIFEST} is damaged; {_remedy(directory)}") from None
+    return directory
+
+
+def _remedy(directory: Path) -> str:
+    others = sorted(p.name for p in directory.parent.glob("step_*") if p != directory)
+    if directory.parent.name == "checkpoints" and others:
+        return f"remove {directory} to go back to {others[-1]}"
+    return "copy it again from where it was made, or train it again"
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raises `CheckpointError`: loading a pickle can run any code."""
+    raise CheckpointError(
+        f"{path} is a pickle, which can run any code when it is loaded, so it is refused; where you trust it, convert it:"
+        " python -c \"import torch, safetensors.torch as s; s.save_file("
+        f"torch.load('{path}', map_location='cpu', weights_only=True), '{path.with_suffix('.safetensors')}')\""
+    )
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Write a safetensors file; tensors that share memory are written once each."""
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        plain[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    save_file(plain, path)
+
+
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises `CheckpointError` for a pickle, a damaged or a missing file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if path.suffix in PICKLES:
+        refuse_pickle(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is no readable safetensors file ({error}); copy it again") from None
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """What `config.json` says: where the model stands in the catalogue, and the config of each stage up to it."""
+    if model.identity is None:
+        raise CheckpointError(
+            f"this {type(model).__name__} was not built by mezzotint.create or mezzotint.load, so its directory could not"
+            " say how to build it again; add it to the catalogue with mezzotint.systems.register"
+        )
+    return {
+        "format": "mezzotint 1",
+        **model.identity.to_dict(),
+        "stages": {name: config.to_dict() for name, config in model.configs.items()},
+    }
+
+
+def save_model(model: Model, directory: str | os.PathLike[str]) -> None:
+    """Write one complete generator: `config.json`, `model.safetensors`, `manifest.json`."""
+    description = describe_model(model)
+    with writing(directory) as scratch:
+        (scratch / "config.json").write_text(json.dumps(description, indent=1))
+        save_tensors(model.state_dict(), scratch / "model.safetensors")
+
+
+def latest(directory: str | os.PathLike[str]) -> Path:
+    """The newest checkpoint of a run directory, or the directory itself if it is a checkpoint.
+
+    Raises `CheckpointError` if there is none.
+    """
+    directory = Path(directory)
+    if directory.suffix in PICKLES:
+        refuse_pickle(directory)
+    if (directory / MANIFEST).exists():
+        return directory
+    steps = sorted((directory / "checkpoints").glob("step_*"), key=lambda path: int(path.name.split("_")[1]))
+    if not steps:
+        verify(directory)  # says what is missing
+        raise CheckpointError(f"{directory} holds no checkpoint yet; train it first")
+    return steps[-1]

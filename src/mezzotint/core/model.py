@@ -1,0 +1,161 @@
+"""The contract that every model keeps, and the small protocols for what some models can do besides."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from .batch import Batch
+from .config import Config
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from .system import Identity
+
+
+class Losses(NamedTuple):
+    """What one turn of one player minimises, and the terms worth logging."""
+
+    total: Tensor  # scalar
+    parts: dict[str, Tensor]  # scalars: "reconstruction", "kl", "bits_per_dim", ...
+
+
+class Model(nn.Module, ABC):
+    """A generator, codec or judge that the trainer can train.
+
+    `forward` is the training loss, because distributed wrappers and the compiler see only `forward`.
+    A GAN has several players, each with an optimizer of its own, who move in turns.
+    """
+
+    config: Config
+    identity: Identity | None = None  # which system, stage and data it was built for; set by the catalogue
+    configs: Mapping[str, Config]  # of every stage up to this one, by stage name; set by the catalogue
+
+    @abstractmethod
+    def forward(self, batch: Batch, player: str = "model") -> Losses:
+        """The loss that `player` minimises on this batch."""
+
+    def players(self) -> dict[str, nn.Module]:
+        """Who has an optimizer of its own."""
+        return {"model": self}
+
+    def turns(self, step: int) -> Sequence[str]:
+        """Who moves at this step, in order; each turn sees a fresh batch."""
+        return ["model"]
+
+    def after_step(self, step: int) -> None:
+        """Codebook averages, weight clipping, growing, annealing; called when all turns are done."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write `config.json`, `model.safetensors` and their checksums; `mezzotint.load` brings them back.
+
+        Raises `CheckpointError` if the directory holds something else.
+        """
+        from .checkpoint import save_model
+
+        save_model(self, directory)
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Draws pictures."""
+
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        captions: list[str] | None = None,
+        source: Tensor | None = None,
+        mask: Tensor | None = None,
+        seeds: int | Sequence[int] = 0,
+        **controls: Any,
+    ) -> Tensor:
+        """n pictures in [-1, 1]; picture k depends on seed k alone (an integer s stands for s, s + 1, ...)."""
+
+
+@runtime_checkable
+class HasLogProb(Protocol):
+    """Knows the exact likelihood."""
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        """ln p(x), nats per picture, (B,)."""
+
+
+@runtime_checkable
+class HasELBO(Protocol):
+    """Knows a lower bound of the likelihood."""
+
+    def elbo(self, images: Tensor) -> Tensor:
+        """A lower bound of ln p(x), nats per picture, (B,)."""
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """Maps pictures to codes and back."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes."""
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Pictures in [-1, 1]."""
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """Reproduces a picture from what it keeps of it."""
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Pictures in [-1, 1], of the same shape."""
+
+
+@runtime_checkable
+class Inpaints(Protocol):
+    """Completes pictures."""
+
+    def inpaint(self, images: Tensor, mask: Tensor, *, seeds: int | Sequence[int] = 0) -> Tensor:
+        """Pictures whose pixels with mask 1 are those of `images`, exactly."""
+
+
+@runtime_checkable
+class Classifies(Protocol):
+    """Names the class of a picture."""
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits, (B, number of classes)."""
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """Describes a picture by a vector in which similar pictures are near each other."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, D)."""
+
+
+ABILITIES: dict[str, type] = {
+    "sample": Samples,
+    "log_prob": HasLogProb,
+    "elbo": HasELBO,
+    "encode and decode": Encodes,
+    "reconstruct": Reconstructs,
+    "inpaint": Inpaints,
+    "classify": Classifies,
+    "features": HasFeatures,
+}
+
+
+def abilities(model: Model | type[Model]) -> list[str]:
+    """What the model (or its class) can do, in the words of `mezzotint describe`."""
+    cls = model if isinstance(model, type) else type(model)
+    return [name for name, protocol in ABILITIES.items() if issubclass(cls, protocol)]

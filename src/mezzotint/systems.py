@@ -1,0 +1,167 @@
+"""The catalogue: every paper is one entry; `create` builds one, `load` brings a trained one back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .core.batch import PictureSpec
+from .core.checkpoint import MANIFEST, latest, load_tensors, verify
+from .core.config import Config
+from .core.errors import CheckpointError, ConfigError, suggest
+from .core.model import Model
+from .core.system import Identity, System, build_stage
+
+_registered: dict[str, System] = {}
+
+
+def catalogue() -> dict[str, System]:
+    """Every system by name, in the order of the survey."""
+    from .classifier.systems import SYSTEMS as classifiers
+    from .diffusion.systems import SYSTEMS as diffusion
+
+    return {system.name: system for system in (*diffusion, *classifiers, *_registered.values())}
+
+
+def register(system: System) -> None:
+    """Add a system of your own to the catalogue of this process. Raises `ConfigError` if the name is taken."""
+    if system.name in catalogue():
+        raise ConfigError(f"there is already a system called {system.name!r}; give yours another name")
+    _registered[system.name] = system
+
+
+def find(name: str) -> System:
+    """The system of this name. Raises `ConfigError` that names the nearest one."""
+    known = catalogue()
+    if name not in known:
+        raise ConfigError(f"no system is called {name!r}{suggest(name, known)}")
+    return known[name]
+
+
+def configure(
+    system: System, data: PictureSpec, size: str = "small", overrides: Mapping[str, Any] | None = None
+) -> dict[str, Config]:
+    """The config of every stage at this size for such pictures.
+
+    `overrides` change settings by dotted name; "stage:key" means one stage, a bare key every stage that has it.
+    Raises `ConfigError` for a size or a key that does not exist, and if the data lack what the system needs.
+    """
+    given = {"labels": bool(data.classes), "captions": data.captions, "pairs": True, "video": True}
+    for need in sorted(system.needs):
+        if not given[need]:
+            raise ConfigError(f"{system.name} needs {need}, and these pictures have none")
+    configs: dict[str, Config] = {}
+    used: set[str] = set()
+    for stage in system.stages:
+        if size not in stage.sizes:
+            raise ConfigError(f"{system.name} has no size {size!r}{suggest(size, stage.sizes)}")
+        config = stage.sizes[size](data)
+        changes = {}
+        for key, value in (overrides or {}).items():
+            owner, _, name = key.rpartition(":")
+            if owner == stage.name or (not owner and (name.split(".")[0] in config.to_dict())):
+                changes[name] = value
+                used.add(key)
+        configs[stage.name] = config.updated(changes) if changes else config
+    for key in overrides or {}:
+        if key not in used:
+            known = [name for config in configs.values() for name in config.keys()]
+            raise ConfigError(f"no setting of {system.name} is called {key!r}{suggest(key, known)}")
+    return configs
+
+
+def create(
+    name: str,
+    *,
+    size: str = "small",
+    stage: str | None = None,
+    image_size: int = 28,
+    channels: int = 1,
+    classes: int | tuple[str, ...] = 0,
+    captions: bool = False,
+    **overrides: Any,
+) -> Model:
+    """A new, untrained model of the system `name`.
+
+    size        "small" trains on a laptop; "paper" is the published architecture
+    stage       which of the system's models; the last where none is named
+    classes     how many there are, or their names
+    overrides   settings of its config; a dot is written as two underscores: network__channels=64
+    """
+    system = find(name)
+    labels = tuple(str(k) for k in range(classes)) if isinstance(classes, int) else tuple(classes)
+    data = PictureSpec(image_size=image_size, channels=channels, classes=labels, captions=captions)
+    settings = {key.replace("__", "."): value for key, value in overrides.items()}
+    stage = stage or system.stages[-1].name
+    configs = configure(system, data, size, settings)
+    return build_stage(system, stage, configs, Identity(system.name, stage, size, data))
+
+
+def load(place: str | os.PathLike[str], *, weights: str = "best") -> Model:
+    """The trained model of a run directory, of one checkpoint, of a directory made by `save`, or of a hub repository.
+
+    weights  "ema", "model" (the raw weights), or "best": the moving average where there is one
+
+    Every byte is compared with its checksum first. Raises `CheckpointError`.
+    """
+    directory = verify(latest(_local(place)))
+    description = read_description(directory)
+    model = rebuild(description, directory)
+    averaged = (directory / "ema.safetensors").exists()
+    if weights not in ("best", "ema", "model"):
+        raise ConfigError(f"weights are 'best', 'ema' or 'model', not {weights!r}")
+    if weights == "ema" and not averaged:
+        raise CheckpointError(f"{directory} holds no moving average; load its weights with weights='model'")
+    file = "ema.safetensors" if averaged and weights != "model" else "model.safetensors"
+    load_weights(model, directory / file)
+    return model.eval()
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """`config.json` of a verified checkpoint."""
+    try:
+        description = json.loads((directory / "config.json").read_text())
+        if description["format"] != "mezzotint 1":
+            raise CheckpointError(f"{directory} is of the format {description['format']!r}; upgrade mezzotint to read it")
+        return dict(description)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory / 'config.json'} does not describe a model ({error})") from None
+
+
+def rebuild(description: Mapping[str, Any], directory: Path) -> Model:
+    """The untrained model that a `config.json` describes."""
+    try:
+        identity = Identity.from_dict({key: description[key] for key in ("system", "stage", "size", "data")})
+        system = find(identity.system)
+        sizes = {stage.name: stage.sizes[identity.size](identity.data) for stage in system.stages}
+        configs = {name: type(sizes[name]).from_dict(values) for name, values in description["stages"].items()}
+        return build_stage(system, identity.stage, configs, identity)
+    except (ConfigError, KeyError) as error:
+        raise CheckpointError(f"{directory / 'config.json'} describes a model that cannot be built: {error}") from None
+
+
+def load_weights(model: Model, path: Path) -> None:
+    """Load a safetensors file into the model. Raises `CheckpointError` unless names and shapes agree exactly."""
+    try:
+        model.load_state_dict(load_tensors(path), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the model that its config.json describes: {error}") from None
+
+
+def _local(place: str | os.PathLike[str]) -> Path:
+    path = Path(place)
+    text = os.fspath(place)
+    if path.exists() or path.suffix or text.startswith((".", "/", "~")) or text.count("/") != 1:
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        allowed = [MANIFEST, "config.json", "*.safetensors"]
+        return Path(snapshot_download(text, allow_patterns=allowed))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"there is no folder {text}, and the hub has no such model either ({first})") from None
