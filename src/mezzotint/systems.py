@@ -165,3 +165,22 @@ def _local(place: str | os.PathLike[str]) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"there is no folder {text}, and the hub has no such model either ({first})") from None
+
+
+def parameter_counts(system: System) -> dict[str, dict[str, int]]:
+    """The number of trainable parameters of each stage at each size, for the pictures of its paper.
+
+    Built on the meta device: nothing is allocated.
+    """
+    import torch
+
+    counts: dict[str, dict[str, int]] = {stage.name: {} for stage in system.stages}
+    sizes = set.intersection(*(set(stage.sizes) for stage in system.stages))
+    for size in sorted(sizes, reverse=True):
+        data = PictureSpec(image_size=32, channels=3, classes=tuple(map(str, range(10))), captions=True)
+        configs = configure(system, data, size)
+        with torch.device("meta"):
+            for stage in system.stages:
+                model = build_stage(system, stage.name, configs, Identity(system.name, stage.name, size, data))
+                counts[stage.name][size] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return counts

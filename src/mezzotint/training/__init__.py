@@ -1,0 +1,1 @@
+"""One loop for every model: it knows players, turns and losses, and no family."""

@@ -1,0 +1,5 @@
+"""`python -m mezzotint`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,390 @@
+"""The command `mezzotint`. Heavy imports wait until a command needs them, so that help is immediate."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import logging
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from .core.errors import ConfigError, MezzotintError, suggest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .core.model import Model
+    from .core.system import System
+    from .evaluation.evaluate import Evaluation
+
+app = typer.Typer(
+    name="mezzotint",
+    help="The canon of image generation, verified: train, sample and judge picture generators on your own pictures.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+FAILED, WRONG_CALL, INTERRUPTED = 1, 2, 130
+
+
+class Precision(str, Enum):
+    """Number formats of `--precision`."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Run = Annotated[Path, typer.Argument(help="A run directory, a checkpoint, a saved model, or owner/name on the hub.")]
+Seed = Annotated[int, typer.Option(help="Seed; picture k depends on seed + k alone.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps.")]
+Solver = Annotated[str | None, typer.Option(help="Solver name.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance weight w.")]
+PrecisionOption = Annotated[Precision, typer.Option(help="Number format of the matrix products.")]
+
+
+def main() -> NoReturn:
+    """Run the command; a user's mistake is answered by one sentence, never by a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("mezzotint").setLevel(logging.INFO)
+    try:
+        result = app(standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except ConfigError as error:
+        _fail(str(error), WRONG_CALL)
+    except MezzotintError as error:
+        _fail(str(error), FAILED)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own errors: a wrong call
+            context = getattr(error, "ctx", None)
+            usage = f"{context.get_usage()}\n" if context else ""
+            _fail(usage + error.format_message(), WRONG_CALL)
+        raise
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"mezzotint: {message}" if code != WRONG_CALL else message, file=sys.stderr)
+    if "--json" in sys.argv[1:]:
+        print(jsonlib.dumps({"error": message}))
+    sys.exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        typer.echo(f"mezzotint {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """The canon of image generation, verified."""
+
+
+@app.command()
+def train(
+    system: Annotated[str, typer.Argument(help="A name from `mezzotint systems`.")],
+    data: Annotated[str, typer.Option(help="fashion, mnist, a folder, hf:owner/name, tar shards.")],
+    out: Annotated[Path, typer.Option(help="The run directory.")],
+    size: Annotated[str, typer.Option(help="small (a laptop) or paper (as published).")] = "small",
+    image_size: Annotated[int | None, typer.Option(min=1, help="Height and width in pixels.")] = None,
+    channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 grey, 3 colour.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.0, help="Budget in minutes.")] = None,
+    pictures: Annotated[int | None, typer.Option(min=1, help="Budget in pictures seen.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    precision: PrecisionOption = Precision.auto,
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting.")] = None,
+    save_every: Annotated[int | None, typer.Option(min=1, help="Pictures between two checkpoints.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    json: Json = False,
+) -> int:
+    """Train a system on pictures. Ctrl-C saves and says how to go on."""
+    from .training.run import RunSettings
+    from .training.run import train as run
+    from .training.schedule import Budget
+
+    if minutes is not None and pictures is not None:
+        raise ConfigError("give --minutes or --pictures, not both")
+    settings = RunSettings(
+        system=system, data=data, size=size, image_size=image_size, channels=channels, seed=seed,
+        budget=Budget(pictures=pictures, minutes=minutes) if minutes is not None or pictures is not None else None,
+        precision=precision.value, changes=_key_values(changes or []) or None, save_every=save_every,
+    )  # fmt: skip
+    accelerator = _accelerator()
+    outcome = run(settings, out, resume=resume, accelerator=accelerator)
+    if not accelerator.is_main_process:
+        return INTERRUPTED if outcome.interrupted else 0
+    position = outcome.position
+    if json:
+        facts = {"checkpoint": str(outcome.checkpoint), "steps": position.step, "pictures": position.pictures}
+        print(jsonlib.dumps({**facts, "seconds": position.seconds, "interrupted": outcome.interrupted}))
+    if outcome.interrupted:
+        again = f"mezzotint train {system} --data {data} --out {out} --resume"
+        print(f"stopped and saved at step {position.step:,}; go on with:\n  {again}", file=sys.stderr)
+        return INTERRUPTED
+    spent = f"{position.step:,} steps, {position.pictures:,} pictures, {position.seconds / 60:.1f} minutes"
+    print(f"done: {spent}\n  {outcome.checkpoint}", file=sys.stderr)
+    return 0
+
+
+@app.command()
+def sample(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="A picture file for one grid, or a folder for single pictures.")],
+    n: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 16,
+    label: Annotated[str | None, typer.Option(help="A class, by name or number; all in turn where none is named.")] = None,
+    steps: Steps = None,
+    solver: Solver = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    precision: PrecisionOption = Precision.auto,
+    json: Json = False,
+) -> None:
+    """Draw pictures from a trained model."""
+    from .core.drawing import draw, interleave
+    from .core.model import Samples
+    from .core.precision import autocast, resolve_precision
+    from .data.grid import grid
+
+    accelerator = _accelerator()
+    model = _load(run, accelerator)
+    if not isinstance(model, Samples):
+        raise ConfigError(f"{_name(model)} does not draw pictures; `mezzotint systems` says which systems do")
+    controls = _controls(model, {"steps": steps, "solver": solver, "guidance": guidance})
+    labels = _labels(model, n, label)
+    shard = (accelerator.process_index, accelerator.num_processes)
+    with autocast(resolve_precision(precision.value, model.device), model.device), _counting(n, accelerator) as count:
+        images = draw(model, n, labels=labels, seeds=seed, shard=shard, progress=count, **controls)
+    if accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        images = interleave(gather_object([images]))
+    if accelerator.is_main_process:
+        names = model.identity.data.classes if model.identity else ()
+        try:
+            written = _write_pictures(images, out, seed, [] if labels is None else [names[k] for k in labels.tolist()], grid)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot write {out}: {error}; choose another --out") from None
+        print(jsonlib.dumps({"n": n, "seed": seed, "files": written}) if json else "\n".join(written[:1]))
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    data: Annotated[str, typer.Option(help="The pictures to compare with; as for train.")],
+    n: Annotated[int, typer.Option(min=2, help="How many pictures to draw.")] = 1000,
+    features: Annotated[
+        str | None, typer.Option(help="efficientnet_lite0, inception[:FILE], classifier:RUN; default: what is there.")
+    ] = None,
+    classifier: Annotated[Path | None, typer.Option(help="A trained classifier run, for accuracy.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where report.html and report.json go; default: the run.")] = None,
+    steps: Steps = None,
+    solver: Solver = None,
+    guidance: Guidance = None,
+    seed: Seed = 0,
+    precision: PrecisionOption = Precision.auto,
+    json: Json = False,
+) -> None:
+    """Judge a trained model: a table with its protocol, report.html and report.json."""
+    from .core.model import Samples
+    from .core.precision import autocast, resolve_precision
+    from .data import open_pictures
+    from .evaluation.evaluate import evaluate as judge
+    from .evaluation.report import write_report
+
+    accelerator = _accelerator()
+    model = _load(run, accelerator)
+    size = {"image_size": model.identity.data.image_size, "channels": model.identity.data.channels} if model.identity else {}
+    test, train_set = open_pictures(data, split="test", **size), open_pictures(data, split="train", **size)
+    controls = _controls(model, {"steps": steps, "solver": solver, "guidance": guidance}) if isinstance(model, Samples) else {}
+    shard = (accelerator.process_index, accelerator.num_processes)
+    with autocast(resolve_precision(precision.value, model.device), model.device), _counting(n, accelerator) as count:
+        evaluation: Evaluation = judge(
+            model, test, train=train_set, n=n, features=features, classifier=classifier, seeds=seed,
+            controls=controls, run=run, shard=shard, progress=count,
+        )  # fmt: skip
+    if accelerator.is_main_process:
+        folder = write_report(evaluation, out or run)
+        if json:
+            print(jsonlib.dumps(evaluation.to_dict()))
+        else:
+            from rich.console import Console
+
+            from .evaluation.report import table
+
+            Console().print(table(evaluation))
+            print(folder / "report.html")
+
+
+@app.command()
+def systems(json: Json = False) -> None:
+    """List every system of the catalogue."""
+    from .systems import catalogue
+
+    entries = list(catalogue().values())
+    if json:
+        print(jsonlib.dumps([_facts(system) for system in entries]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("system", "family", "paper", "survey", "needs", box=None, header_style="bold")
+    for system in entries:
+        paper = f"{system.paper.authors}, {system.paper.year}"
+        table.add_row(system.name, system.family, paper, system.survey, ", ".join(sorted(system.needs)) or "pictures")
+    Console().print(table)
+
+
+@app.command()
+def describe(system: Annotated[str, typer.Argument(help="A name from `mezzotint systems`.")], json: Json = False) -> None:
+    """Explain a system: paper, equations, needs, abilities, sizes, gallery numbers."""
+    from .systems import find
+
+    facts = _facts(find(system), full=True)
+    if json:
+        print(jsonlib.dumps(facts))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    paper = facts["paper"]
+    console.print(f"[bold]{facts['name']}[/bold]  {facts['title']}\n\n{facts['summary']}\n")
+    source = f"{paper['authors']}: {paper['title']} ({paper['year']})" + (f", arXiv {paper['arxiv']}" * bool(paper["arxiv"]))
+    for name, value in (("paper", source), ("survey", facts["survey"]), ("needs", ", ".join(facts["needs"]) or "pictures")):
+        console.print(f"{name:10}{value}")
+    for stage in facts["stages"]:
+        sizes = ", ".join(f"{size} {count:,} parameters" for size, count in stage["parameters"].items())
+        console.print(f"{'stage':10}{stage['name']}: {sizes}\n{'can':10}{', '.join(stage['abilities']) or 'train'}")
+    if facts["gallery"]:
+        console.print(f"{'gallery':10}{facts['gallery']['command']}")
+        for name, value in facts["gallery"]["numbers"].items():
+            console.print(f"{'':10}{name} {value}")
+
+
+def _facts(system: System, full: bool = False) -> dict[str, Any]:
+    """What is known of a system; with `full`, parameter counts and abilities too (that needs torch)."""
+    import dataclasses
+
+    facts: dict[str, Any] = {
+        "name": system.name, "title": system.title, "family": system.family, "paper": dataclasses.asdict(system.paper),
+        "survey": system.survey, "needs": sorted(system.needs), "summary": system.summary,
+    }  # fmt: skip
+    if full:
+        from importlib.resources import files
+
+        from .core.model import abilities
+        from .systems import parameter_counts
+
+        rows = jsonlib.loads((files("mezzotint") / "gallery.json").read_text())
+        counts = parameter_counts(system)
+        facts["stages"] = [
+            {"name": stage.name, "parameters": counts[stage.name], "abilities": abilities(stage.model)}
+            for stage in system.stages
+        ]
+        facts["gallery"] = rows.get(system.name)
+    return facts
+
+
+def _accelerator() -> Accelerator:
+    from accelerate import Accelerator
+
+    return Accelerator()
+
+
+def _load(run: Path, accelerator: Accelerator) -> Model:
+    from .systems import load
+
+    return load(run).to(accelerator.device)
+
+
+def _name(model: Model) -> str:
+    return model.identity.system if model.identity else type(model).__name__
+
+
+def _key_values(pairs: list[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise ConfigError(f"--set takes KEY=VALUE, not {pair!r}")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _controls(model: Any, asked: dict[str, Any]) -> dict[str, Any]:
+    """The controls that were given. Raises `ConfigError` for one that this model's `sample` does not have."""
+    import inspect
+
+    standard = {"self", "n", "labels", "captions", "source", "mask", "seeds", "controls", "progress"}
+    known = set(inspect.signature(model.sample).parameters) - standard
+    given = {name: value for name, value in asked.items() if value is not None}
+    for name in given:
+        if name not in known:
+            options = ", ".join(f"--{option}" for option in sorted(known)) or "none"
+            raise ConfigError(f"{_name(model)} has no control --{name}; it has {options}")
+    return given
+
+
+def _labels(model: Model, n: int, label: str | None) -> Any:
+    """The label of each of n pictures: the one asked for, or all in turn; None for a model without classes."""
+    import torch
+
+    names = model.identity.data.classes if model.identity else ()
+    if not names:
+        if label is not None:
+            raise ConfigError(f"{_name(model)} was trained without labels, so --label means nothing to it")
+        return None
+    if label is None:
+        return torch.arange(n) % len(names)
+    by_name = {name.lower(): index for index, name in enumerate(names)}
+    if label.lower() in by_name:
+        return torch.full((n,), by_name[label.lower()])
+    if label.isdigit() and int(label) < len(names):
+        return torch.full((n,), int(label))
+    raise ConfigError(f"no class is called {label!r}{suggest(label, names)}")
+
+
+def _counting(n: int, accelerator: Accelerator) -> Any:
+    """A progress bar over n pictures, on the main process's terminal."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def bar() -> Any:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        hidden = not (accelerator.is_main_process and sys.stderr.isatty())
+        with Progress(console=Console(stderr=True), disable=hidden, transient=True) as progress:
+            task = progress.add_task("pictures", total=n / accelerator.num_processes)
+            yield lambda count: progress.advance(task, count)
+
+    return bar()
+
+
+def _write_pictures(images: Any, out: Path, seed: int, names: list[str], grid: Any) -> list[str]:
+    """One grid for a file name; a folder of pictures with their metadata.jsonl otherwise."""
+    if out.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        grid(images).save(out)
+        return [str(out)]
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for k, image in enumerate(images):
+        row = {"file_name": f"{seed + k:06d}.png", "seed": seed + k} | ({"label": names[k]} if names else {})
+        grid(image[None], padding=0, scale=1).save(out / row["file_name"])
+        rows.append(row)
+    (out / "metadata.jsonl").write_text("".join(jsonlib.dumps(row) + "\n" for row in rows))
+    return [str(out), *(str(out / row["file_name"]) for row in rows)]
