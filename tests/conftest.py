@@ -12,8 +12,20 @@ import torch
 RECORDS = "MEZZOTINT_TRUTH"  # a directory into which each checked error is written, set by `make truth`
 
 
+def pytest_collection_modifyitems(items):
+    """Slow checks run only where they are asked for; those that measure an error can be asked for by `-m truth`."""
+    for item in items:
+        if "truth" in getattr(item, "fixturenames", ()):
+            item.add_marker("truth")
+
+
+def pytest_configure(config):
+    if not config.option.markexpr:
+        config.option.markexpr = "not slow"
+
+
 @pytest.fixture(autouse=True)
-def _quiet_threads():
+def _same_seed():
     """Every test starts from the same global seed."""
     torch.manual_seed(0)
 

@@ -22,8 +22,7 @@ from ..core.errors import ConfigError
 from ..core.model import Model
 from ..core.precision import autocast, resolve_precision
 from ..core.system import Optimizer, Recipe
-from ..data.loader import Loader
-from ..data.pictures import Pictures
+from ..data import Loader, Pictures
 from .ema import MovingAverage
 from .guard import GradientGuard
 from .journal import Journal, Progress

