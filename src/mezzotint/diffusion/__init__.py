@@ -1,0 +1,1 @@
+"""Denoising: diffusion, score SDEs, flow matching and rectified flow as one design space."""

@@ -1,0 +1,49 @@
+"""How a network is told the time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoids(
+    t: Tensor, dim: int, *, cosine_first: bool = False, freq_shift: float = 1.0, max_period: float = 1e4
+) -> Tensor:
+    """Sines and cosines of t at geometrically spaced frequencies, (B,) -> (B, dim) float32.
+
+    omega_k = max_period^(-k / (dim/2 - freq_shift)),  k = 0 .. dim/2 - 1
+
+    The two orders and divisors in use differ: the original DDPM has sines first and freq_shift 1; ADM and its
+    descendants cosines first and freq_shift 0. An odd `dim` is padded with one zero.
+    Source: Vaswani et al. 2017, section 3.5; Ho et al. 2020, appendix B.
+    """
+    half = dim // 2
+    k = torch.arange(half, dtype=torch.float32, device=t.device)
+    omega = torch.exp(-math.log(max_period) * k / (half - freq_shift))
+    phase = t.float()[:, None] * omega  # (B, dim // 2)
+    pair = (phase.cos(), phase.sin()) if cosine_first else (phase.sin(), phase.cos())
+    return nn.functional.pad(torch.cat(pair, dim=1), (0, dim % 2))  # (B, dim)
+
+
+class TimeEmbedding(nn.Module):
+    """Two linear layers over the sinusoids of t: (B,) -> (B, out_dim).
+
+    dim           number of sinusoids
+    out_dim       width of the embedding
+    cosine_first  see `sinusoids`
+    freq_shift    see `sinusoids`
+    """
+
+    def __init__(self, dim: int, out_dim: int, *, cosine_first: bool = False, freq_shift: float = 1.0) -> None:
+        super().__init__()
+        self.dim, self.cosine_first, self.freq_shift = dim, cosine_first, freq_shift
+        self.linear1 = nn.Linear(dim, out_dim)
+        self.linear2 = nn.Linear(out_dim, out_dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """The embedding of each time."""
+        waves = sinusoids(t, self.dim, cosine_first=self.cosine_first, freq_shift=self.freq_shift)
+        embedding: Tensor = self.linear2(nn.functional.silu(self.linear1(waves.to(self.linear1.weight.dtype))))
+        return embedding

@@ -1,0 +1,222 @@
+"""The UNet of the denoising models: DDPM's, and ADM's variations of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core.config import Config
+from ..core.errors import ConfigError
+from .attention import Attention
+from .blocks import Downsample, ResBlock, Upsample
+from .embeddings import TimeEmbedding
+
+
+@dataclass(frozen=True)
+class UNetConfig(Config):
+    """The architecture, independent of the pictures. The defaults are those of DDPM for CIFAR-10."""
+
+    channels: int = 128  # width of the first level
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)  # width of each level, in units of `channels`
+    blocks: int = 2  # residual blocks per level on the way down; one more on the way up
+    attention: tuple[bool, ...] = (False, True, False, False)  # per level: attention after each block
+    head_dim: int | None = None  # width of an attention head; None: one head
+    groups: int = 32  # of every group normalisation
+    eps: float = 1e-5  # of every group normalisation
+    dropout: float = 0.0
+    time_norm: Literal["shift", "scale_shift"] = "shift"  # how the time enters a block
+    resample: Literal["conv", "resnet"] = "conv"  # who changes the resolution: a convolution or a residual block
+    down_padding: Literal[0, 1] = 1  # 0: the original DDPM's one-sided padding
+    middle: bool = True  # the two blocks between the ways down and up
+    middle_attention: bool = True
+    middle_groups: int | None = None  # of the middle attention's norm; None: as `groups`; 0: no norm
+    middle_scale: float = 1.0  # the middle's residual sums are divided by it
+    time_dim: int | None = None  # width of the time embedding; None: 4 * channels
+    cosine_first: bool = False  # order of the time's sinusoids
+    freq_shift: float = 1.0  # in their frequencies
+    center_input: bool = False  # the network sees 2x - 1
+
+    def __post_init__(self) -> None:
+        if not self.multipliers or len(self.attention) != len(self.multipliers):
+            raise ConfigError(
+                f"attention has {len(self.attention)} entries for {len(self.multipliers)} levels; give one for each"
+            )
+        for width in self.widths:
+            if width % self.groups:
+                raise ConfigError(f"{self.groups} groups do not divide a level of {width} channels; change groups")
+            if self.head_dim and width % self.head_dim:
+                raise ConfigError(f"heads of {self.head_dim} do not divide {width} channels; change head_dim")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.channels * m for m in self.multipliers)
+
+
+class Level(nn.Module):
+    """One resolution: residual blocks, each followed by attention or nothing, and the way to the next resolution."""
+
+    def __init__(self, blocks: list[ResBlock], attentions: list[nn.Module], resample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attentions = nn.ModuleList(attentions)
+        self.resample = resample
+
+    def pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """Each block with the attention behind it."""
+        return zip(self.blocks, self.attentions)
+
+
+class UNet(nn.Module):
+    """Maps a noisy picture and a time to a picture: down through the levels, and up again with skip connections.
+
+    config        the architecture
+    in_channels   of the picture
+    out_channels  of the answer
+    classes       size of the class embedding, which is added to the time's; 0: none
+    image_size    checked against the number of levels where given
+
+    Raises `ConfigError` if pictures of `image_size` cannot be halved often enough.
+    Source: Ho et al. 2020 (arXiv 2006.11239), appendix B; Dhariwal and Nichol 2021 (arXiv 2105.05233), section 3;
+    survey, section 6.
+    """
+
+    def __init__(
+        self, config: UNetConfig, in_channels: int, out_channels: int, classes: int = 0, image_size: int | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        if image_size is not None and image_size % (factor := 2 ** (len(config.widths) - 1)):
+            raise ConfigError(
+                f"pictures of {image_size} pixels cannot be halved {len(config.widths) - 1} times; "
+                f"use a multiple of {factor} or fewer levels"
+            )
+        time_dim = config.time_dim or 4 * config.channels
+        self.time = TimeEmbedding(
+            config.channels, time_dim, cosine_first=config.cosine_first, freq_shift=config.freq_shift
+        )
+        self.label = nn.Embedding(classes, time_dim) if classes else None
+        self.conv_in = nn.Conv2d(in_channels, config.channels, 3, padding=1)
+        self.down, skips = self._way_down()
+        self.middle = self._middle() if config.middle else None
+        self.up = self._way_up(skips)
+        self.norm_out = nn.GroupNorm(config.groups, config.channels, config.eps)
+        self.conv_out = nn.Conv2d(config.channels, out_channels, 3, padding=1)
+        self.time_widths = [block.time_width for block in self.res_blocks()]
+        # One matrix product for the time of all blocks, instead of a small one in each.
+        self.time_projection = nn.Linear(time_dim, sum(self.time_widths))
+        self._initialise()
+
+    def res_blocks(self) -> list[ResBlock]:
+        """In the order in which they are passed, which is the order of `time_projection`'s rows."""
+        return [module for module in self.modules() if isinstance(module, ResBlock)]
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The network's answer.
+
+        x       (B, C, H, W)
+        t       (B,) or (), in whatever unit the network was trained with
+        labels  (B,) int64, if and only if the network has classes
+        """
+        times = self._times(t.expand(len(x)), labels)
+        h = self.conv_in(2 * x - 1 if self.config.center_input else x)
+        h = h.contiguous(memory_format=torch.channels_last)  # the layout of every later tensor: fast convolutions
+        skips = [h]
+        for level in _levels(self.down):
+            for block, attention in level.pairs():
+                h = attention(block(h, next(times)))
+                skips.append(h)
+            if level.resample is not None:
+                h = _resample(level.resample, h, times)
+                skips.append(h)
+        if self.middle is not None:
+            first, second = self.middle.blocks
+            h = second(self.middle.attentions[0](first(h, next(times))), next(times))
+        for level in _levels(self.up):
+            for block, attention in level.pairs():
+                h = attention(block(torch.cat([h, skips.pop()], dim=1), next(times)))
+            if level.resample is not None:
+                h = _resample(level.resample, h, times)
+        y: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        return y
+
+    def _times(self, t: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
+        if (labels is None) != (self.label is None):
+            raise ValueError("labels are needed" if self.label is not None else "this network has no classes")
+        embedding = self.time(t)  # (B, time_dim)
+        if self.label is not None:
+            embedding = embedding + self.label(labels)
+        return iter(self.time_projection(F.silu(embedding)).split(self.time_widths, dim=1))
+
+    def _block(self, in_channels: int, out_channels: int, **options: Any) -> ResBlock:
+        c = self.config
+        return ResBlock(
+            in_channels, out_channels, groups=c.groups, eps=c.eps, dropout=c.dropout,
+            scale_shift=c.time_norm == "scale_shift", **options,
+        )  # fmt: skip
+
+    def _attention(self, level: int) -> nn.Module:
+        c = self.config
+        if not c.attention[level]:
+            return nn.Identity()
+        return Attention(c.widths[level], head_dim=c.head_dim, groups=c.groups, eps=c.eps)
+
+    def _way_down(self) -> tuple[nn.ModuleList, list[int]]:
+        """The levels, and the width of each skip connection."""
+        c, levels, skips = self.config, [], [self.config.channels]
+        before = c.channels
+        for i, width in enumerate(c.widths):
+            blocks = [self._block(before if k == 0 else width, width) for k in range(c.blocks)]
+            last = i == len(c.widths) - 1
+            resample = None if last else self._change(width, "down")
+            levels.append(Level(blocks, [self._attention(i) for _ in blocks], resample))
+            skips += [width] * (c.blocks + (not last))
+            before = width
+        return nn.ModuleList(levels), skips
+
+    def _middle(self) -> Level:
+        c, width = self.config, self.config.widths[-1]
+        blocks = [self._block(width, width, output_scale=c.middle_scale) for _ in range(2)]
+        groups = c.groups if c.middle_groups is None else c.middle_groups
+        attention: nn.Module = nn.Identity()
+        if c.middle_attention:
+            attention = Attention(width, head_dim=c.head_dim, groups=groups, eps=c.eps, output_scale=c.middle_scale)
+        return Level(blocks, [attention], None)
+
+    def _way_up(self, skips: list[int]) -> nn.ModuleList:
+        c, levels = self.config, []
+        before = c.widths[-1]
+        for i, width in reversed(list(enumerate(c.widths))):
+            blocks = [self._block((before if k == 0 else width) + skips.pop(), width) for k in range(c.blocks + 1)]
+            resample = None if i == 0 else self._change(width, "up")
+            levels.append(Level(blocks, [self._attention(i) for _ in blocks], resample))
+            before = width
+        return nn.ModuleList(levels)
+
+    def _change(self, width: int, direction: Literal["up", "down"]) -> nn.Module:
+        if self.config.resample == "resnet":
+            return self._block(width, width, resample=direction)
+        return Upsample(width) if direction == "up" else Downsample(width, self.config.down_padding)
+
+    def _initialise(self) -> None:
+        """Every residual branch, and the answer, begin near zero (Ho et al. 2020: variance scale 1e-10)."""
+        last: list[Any] = [block.conv2 for block in self.res_blocks()]
+        last += [module.out for module in self.modules() if isinstance(module, Attention)]
+        for layer in (*last, self.conv_out):
+            with torch.no_grad():
+                layer.weight.mul_(1e-5)
+                layer.bias.zero_()
+
+
+def _resample(module: nn.Module, h: Tensor, times: Iterator[Tensor]) -> Tensor:
+    resampled: Tensor = module(h, next(times)) if isinstance(module, ResBlock) else module(h)
+    return resampled
+
+
+def _levels(levels: nn.ModuleList) -> Iterator[Level]:
+    return (level for level in levels if isinstance(level, Level))
