@@ -32,7 +32,7 @@ def _same_seed():
 
 @pytest.fixture
 def truth(request):
-    """`truth(system, what, against, error, tolerance)`: the error is within the tolerance, and goes into docs/truth.md."""
+    """`truth(system, what, against, error, tolerance)`: the error is small enough, and goes into docs/truth.md."""
 
     def check(system: str, what: str, against: str, error: float, tolerance: float) -> None:
         error = float(error)

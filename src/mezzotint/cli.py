@@ -92,7 +92,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """The canon of image generation, verified."""
 
@@ -148,7 +150,9 @@ def sample(
     run: Run,
     out: Annotated[Path, typer.Option(help="A picture file for one grid, or a folder for single pictures.")],
     n: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 16,
-    label: Annotated[str | None, typer.Option(help="A class, by name or number; all in turn where none is named.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="A class, by name or number; all in turn where none is named.")
+    ] = None,
     steps: Steps = None,
     solver: Solver = None,
     guidance: Guidance = None,
@@ -178,7 +182,9 @@ def sample(
     if accelerator.is_main_process:
         names = model.identity.data.classes if model.identity else ()
         try:
-            written = _write_pictures(images, out, seed, [] if labels is None else [names[k] for k in labels.tolist()], grid)
+            written = _write_pictures(
+                images, out, seed, [] if labels is None else [names[k] for k in labels.tolist()], grid
+            )
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot write {out}: {error}; choose another --out") from None
         print(jsonlib.dumps({"n": n, "seed": seed, "files": written}) if json else "\n".join(written[:1]))
@@ -210,9 +216,15 @@ def evaluate(
 
     accelerator = _accelerator()
     model = _load(run, accelerator)
-    size = {"image_size": model.identity.data.image_size, "channels": model.identity.data.channels} if model.identity else {}
+    size = (
+        {"image_size": model.identity.data.image_size, "channels": model.identity.data.channels}
+        if model.identity
+        else {}
+    )
     test, train_set = open_pictures(data, split="test", **size), open_pictures(data, split="train", **size)
-    controls = _controls(model, {"steps": steps, "solver": solver, "guidance": guidance}) if isinstance(model, Samples) else {}
+    controls = (
+        _controls(model, {"steps": steps, "solver": solver, "guidance": guidance}) if isinstance(model, Samples) else {}
+    )
     shard = (accelerator.process_index, accelerator.num_processes)
     with autocast(resolve_precision(precision.value, model.device), model.device), _counting(n, accelerator) as count:
         evaluation: Evaluation = judge(
@@ -252,7 +264,9 @@ def systems(json: Json = False) -> None:
 
 
 @app.command()
-def describe(system: Annotated[str, typer.Argument(help="A name from `mezzotint systems`.")], json: Json = False) -> None:
+def describe(
+    system: Annotated[str, typer.Argument(help="A name from `mezzotint systems`.")], json: Json = False
+) -> None:
     """Explain a system: paper, equations, needs, abilities, sizes, gallery numbers."""
     from .systems import find
 
@@ -265,8 +279,14 @@ def describe(system: Annotated[str, typer.Argument(help="A name from `mezzotint 
     console = Console(highlight=False)
     paper = facts["paper"]
     console.print(f"[bold]{facts['name']}[/bold]  {facts['title']}\n\n{facts['summary']}\n")
-    source = f"{paper['authors']}: {paper['title']} ({paper['year']})" + (f", arXiv {paper['arxiv']}" * bool(paper["arxiv"]))
-    for name, value in (("paper", source), ("survey", facts["survey"]), ("needs", ", ".join(facts["needs"]) or "pictures")):
+    source = f"{paper['authors']}: {paper['title']} ({paper['year']})" + (
+        f", arXiv {paper['arxiv']}" * bool(paper["arxiv"])
+    )
+    for name, value in (
+        ("paper", source),
+        ("survey", facts["survey"]),
+        ("needs", ", ".join(facts["needs"]) or "pictures"),
+    ):
         console.print(f"{name:10}{value}")
     for stage in facts["stages"]:
         sizes = ", ".join(f"{size} {count:,} parameters" for size, count in stage["parameters"].items())
@@ -383,8 +403,8 @@ def _write_pictures(images: Any, out: Path, seed: int, names: list[str], grid: A
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for k, image in enumerate(images):
-        row = {"file_name": f"{seed + k:06d}.png", "seed": seed + k} | ({"label": names[k]} if names else {})
-        grid(image[None], padding=0, scale=1).save(out / row["file_name"])
-        rows.append(row)
+        name = f"{seed + k:06d}.png"
+        grid(image[None], padding=0, scale=1).save(out / name)
+        rows.append({"file_name": name, "seed": seed + k, **({"label": names[k]} if names else {})})
     (out / "metadata.jsonl").write_text("".join(jsonlib.dumps(row) + "\n" for row in rows))
-    return [str(out), *(str(out / row["file_name"]) for row in rows)]
+    return [str(out), *(str(out / str(row["file_name"])) for row in rows)]

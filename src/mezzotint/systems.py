@@ -68,7 +68,7 @@ def configure(
         configs[stage.name] = config.updated(changes) if changes else config
     for key in overrides or {}:
         if key not in used:
-            known = [name for config in configs.values() for name in config.keys()]
+            known = [name for config in configs.values() for name in config.settings()]
             raise ConfigError(f"no setting of {system.name} is called {key!r}{suggest(key, known)}")
     return configs
 
@@ -125,7 +125,9 @@ def read_description(directory: Path) -> dict[str, Any]:
     try:
         description = json.loads((directory / "config.json").read_text())
         if description["format"] != "mezzotint 1":
-            raise CheckpointError(f"{directory} is of the format {description['format']!r}; upgrade mezzotint to read it")
+            raise CheckpointError(
+                f"{directory} is of the format {description['format']!r}; upgrade mezzotint to read it"
+            )
         return dict(description)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{directory / 'config.json'} does not describe a model ({error})") from None

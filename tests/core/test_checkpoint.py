@@ -119,10 +119,13 @@ def test_a_full_disk_leaves_the_model_before_it(saved):
 
 
 def test_an_error_while_writing_leaves_no_trace(tmp_path):
-    with pytest.raises(RuntimeError):
+    def interrupted():
         with writing(tmp_path / "new") as scratch:
             (scratch / "half").write_text("half")
-            raise RuntimeError
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -30,7 +30,11 @@ class Outer(Config):
 
 
 @given(
-    st.integers(1, 99), st.lists(st.floats(-1e6, 1e6), max_size=4), st.text(max_size=9), st.none() | st.floats(-9, 9), st.booleans()
+    st.integers(1, 99),
+    st.lists(st.floats(-1e6, 1e6), max_size=4),
+    st.text(max_size=9),
+    st.none() | st.floats(-9, 9),
+    st.booleans(),
 )
 def test_a_config_survives_json(width, rates, name, bound, flag):
     config = Outer(Inner(width), tuple(rates), name, bound, flag)

@@ -70,5 +70,7 @@ class Echo:
 def test_a_request_gives_the_same_pictures_however_it_is_split(world, batch_size):
     labels = torch.arange(10) % 3
     whole = Echo().sample(10, labels=labels, seeds=7)
-    shards = [draw(Echo(), 10, labels=labels, seeds=7, batch_size=batch_size, shard=(rank, world)) for rank in range(world)]
+    shards = [
+        draw(Echo(), 10, labels=labels, seeds=7, batch_size=batch_size, shard=(rank, world)) for rank in range(world)
+    ]
     assert torch.equal(interleave(shards), whole)

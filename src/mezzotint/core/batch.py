@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,13 +49,12 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with every tensor on `device`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in values.items()})
+        tensors: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
     def __getitem__(self, rows: slice) -> Batch:
         """The same fields for some of the pictures."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{k: None if v is None else v[rows] for k, v in values.items()})
+        return replace(self, **{name: value[rows] for name, value in vars(self).items() if value is not None})
 
     def random(self) -> PictureRandom:
         """The pictures' own random numbers; without seeds, fresh ones from torch's global generator."""

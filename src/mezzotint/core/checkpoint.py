@@ -1,7 +1,7 @@
-"""Saved models: written so that a kill at any moment leaves the last good one, read so that damage is always noticed.
+"""Saved models: written so that a kill at any moment leaves the last good one, read so that damage is noticed.
 
-A checkpoint is a directory of files beside a `manifest.json` with the size and SHA-256 of each and a SHA-256 of its own.
-It is written under a temporary name, flushed to the disk and renamed, so it exists whole or not at all.
+A checkpoint is a directory of files beside a `manifest.json` with the size and SHA-256 of each, and a SHA-256 of its
+own. It is written under a temporary name, flushed to the disk and renamed, so it exists whole or not at all.
 """
 
 from __future__ import annotations
@@ -132,14 +132,15 @@ def _remedy(directory: Path) -> str:
 def refuse_pickle(path: Path) -> None:
     """Raises `CheckpointError`: loading a pickle can run any code."""
     raise CheckpointError(
-        f"{path} is a pickle, which can run any code when it is loaded, so it is refused; where you trust it, convert it:"
-        " python -c \"import torch, safetensors.torch as s; s.save_file("
+        f"{path} is a pickle, which can run any code when it is loaded, so it is refused; if you trust it, convert it:"
+        ' python -c "import torch, safetensors.torch as s; s.save_file('
         f"torch.load('{path}', map_location='cpu', weights_only=True), '{path.with_suffix('.safetensors')}')\""
     )
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Write a safetensors file; tensors that share memory are written once each."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     seen: set[int] = set()
@@ -148,7 +149,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) ->
         tensor = tensor.detach().cpu().contiguous()
         plain[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
-    save_file(plain, path)
+    try:
+        save_file(plain, path)
+    except SafetensorError as error:  # how that library reports a full disk
+        raise OSError(str(error)) from error
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -171,8 +175,8 @@ def describe_model(model: Model) -> dict[str, Any]:
     """What `config.json` says: where the model stands in the catalogue, and the config of each stage up to it."""
     if model.identity is None:
         raise CheckpointError(
-            f"this {type(model).__name__} was not built by mezzotint.create or mezzotint.load, so its directory could not"
-            " say how to build it again; add it to the catalogue with mezzotint.systems.register"
+            f"this {type(model).__name__} was not built by mezzotint.create or mezzotint.load, so its directory could"
+            " not say how to build it again; add it to the catalogue with mezzotint.systems.register"
         )
     return {
         "format": "mezzotint 1",

@@ -42,7 +42,7 @@ class Config:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-                raise ConfigError(f"no setting is called {key!r}{suggest(key, cls.keys())}") from None
+                raise ConfigError(f"no setting is called {key!r}{suggest(key, cls.settings())}") from None
             raise ConfigError(f"setting {key!r}: {first['msg']} (got {first['input']!r})") from None
         except ConfigError:
             raise
@@ -50,13 +50,13 @@ class Config:
             raise ConfigError(str(error)) from None
 
     @classmethod
-    def keys(cls) -> list[str]:
+    def settings(cls) -> list[str]:
         """Every setting by its dotted name: `network.channels`."""
         names: list[str] = []
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
             inner = _config_type(hints[field.name])
-            names += [f"{field.name}.{name}" for name in inner.keys()] if inner else [field.name]
+            names += [f"{field.name}.{name}" for name in inner.settings()] if inner else [field.name]
         return names
 
     def updated(self, changes: Mapping[str, Any]) -> Self:
@@ -71,7 +71,7 @@ class Config:
             for parent in parents:
                 inner = inner.get(parent) if isinstance(inner, dict) else None
             if not isinstance(inner, dict) or last not in inner:
-                raise ConfigError(f"no setting is called {key!r}{suggest(key, self.keys())}")
+                raise ConfigError(f"no setting is called {key!r}{suggest(key, self.settings())}")
             inner[last] = _parse(value, inner[last]) if isinstance(value, str) else value
         return type(self).from_dict(values)
 

@@ -49,6 +49,7 @@ class Recipe(Config):
     ema_ramp: float = 0.05  # early half-life as a share of the pictures seen
     skip_factor: float = 10.0  # a gradient this many times the usual norm is skipped
     max_skips: int = 25  # so many skips in a row stop the run
+    compile: bool = False  # torch.compile the loss; needs a C++ compiler on a CPU
     flip: bool = False  # mirror pictures at random
     pixels: Literal["levels", "dequantised", "binary"] = "levels"  # what the model is shown of a grey level
 

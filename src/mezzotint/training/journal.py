@@ -81,12 +81,16 @@ class Progress:
             from rich.progress import Progress as Bar
 
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-            self.bar = Bar(*columns, TimeRemainingColumn(), TextColumn("{task.fields[said]}"), console=Console(stderr=True))
+            self.bar = Bar(
+                *columns, TimeRemainingColumn(), TextColumn("{task.fields[said]}"), console=Console(stderr=True)
+            )
             self.bar.start()
             self.task = self.bar.add_task(self.title, total=1.0, said="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.bar is not None:
             self.bar.stop()
 

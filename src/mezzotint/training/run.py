@@ -17,7 +17,7 @@ from ..core.batch import Batch
 from ..core.config import Config
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.model import Classifies, Model, Samples
-from ..core.system import Identity, Recipe, System, build_stage
+from ..core.system import Identity, Recipe, build_stage
 from ..data import Pictures, open_pictures
 from ..data.grid import grid
 from ..systems import configure, find, load
@@ -25,7 +25,7 @@ from .schedule import Budget
 from .trainer import Outcome, Trainer
 
 logger = logging.getLogger("mezzotint.training")
-PREVIEW_PICTURES = 64
+PREVIEW_ROWS = 6
 HELD_OUT = 256  # pictures of the test split on which the loss is watched
 
 
@@ -87,7 +87,7 @@ def train(
             seed=settings.seed, precision=settings.precision, save_every=settings.save_every,
             preview=_preview(settings, place, recipe), accelerator=accelerator,
         )  # fmt: skip
-        if resume and (place / "checkpoints").exists():
+        if resume and _has_checkpoint(place):
             trainer.resume()
         outcome = trainer.run()
         if outcome.interrupted or last:
@@ -101,24 +101,31 @@ def read_settings(directory: Path) -> RunSettings:
     """`run.json` of a run directory. Raises `CheckpointError` if it is missing or damaged."""
     try:
         return RunSettings.from_dict(json.loads((directory / "run.json").read_text()))
-    except FileNotFoundError:
-        raise CheckpointError(f"{directory} holds no run to resume; train without --resume first") from None
     except (OSError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{directory / 'run.json'} is damaged ({error}); train again into a new directory") from None
+        raise CheckpointError(
+            f"{directory / 'run.json'} is damaged ({error}); train again into a new directory"
+        ) from None
 
 
 def _reconcile(settings: RunSettings, directory: Path, resume: bool) -> RunSettings:
     """The settings to use: those of the run to resume, of which only the budget may be changed."""
     if not resume:
-        if (directory / "checkpoints").exists():
-            raise ConfigError(f"{directory} already holds a run; add --resume to go on with it, or choose another --out")
+        if _has_checkpoint(directory):
+            raise ConfigError(
+                f"{directory} already holds a run; add --resume to go on with it, or choose another --out"
+            )
+        return settings
+    if not (directory / "run.json").exists():
+        logger.info("%s holds no run yet; starting one", directory)
         return settings
     before = read_settings(directory)
     for name in ("system", "data", "size", "image_size", "channels", "seed", "precision", "changes"):
         asked, was = getattr(settings, name), getattr(before, name)
         if asked != getattr(RunSettings, name, None) and asked != was:
             option = name.replace("_", "-")
-            raise ConfigError(f"this run was started with {option} {was!r}, not {asked!r}; resume with that, or train anew")
+            raise ConfigError(
+                f"this run was started with {option} {was!r}, not {asked!r}; resume with that, or train anew"
+            )
     return replace(before, budget=settings.budget or before.budget, save_every=settings.save_every or before.save_every)
 
 
@@ -134,7 +141,7 @@ def _write_settings(settings: RunSettings, directory: Path) -> None:
 
 def _sort_changes(changes: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of the recipe, and settings of the model."""
-    names = {name.split(".")[0] for name in Recipe.keys()}
+    names = {name.split(".")[0] for name in Recipe.settings()}
     recipe = {key: value for key, value in changes.items() if key.split(".")[0] in names}
     return recipe, {key: value for key, value in changes.items() if key not in recipe}
 
@@ -145,6 +152,10 @@ def _share(budget: Budget | None, recipe: Recipe, stages: int) -> Budget:
     if budget.pictures is not None:
         return Budget(pictures=max(budget.pictures // stages, 1))
     return Budget(minutes=(budget.minutes or 0.0) / stages)
+
+
+def _has_checkpoint(place: Path) -> bool:
+    return any((place / "checkpoints").glob("step_*"))
 
 
 def _is_finished(place: Path) -> bool:
@@ -171,11 +182,12 @@ def _preview(settings: RunSettings, place: Path, recipe: Recipe) -> Callable[[Mo
                 numbers["held_out_accuracy"] = (guesses == held_out.labels).float().mean().item()
         if isinstance(model, Samples):
             classes = len(model.identity.data.classes) if model.identity else 0
-            labels = torch.arange(PREVIEW_PICTURES) % classes if classes else None
-            images = model.sample(PREVIEW_PICTURES, labels=labels, seeds=settings.seed)
+            columns = classes if 2 <= classes <= 16 else 8  # one class a column
+            labels = torch.arange(PREVIEW_ROWS * columns) % classes if classes else None
+            images = model.sample(PREVIEW_ROWS * columns, labels=labels, seeds=settings.seed)
             path = place / "samples" / f"step_{step:06d}.png"
             path.parent.mkdir(exist_ok=True)
-            grid(images.float().cpu()).save(path)
+            grid(images.float().cpu(), columns=columns).save(path)
         return numbers
 
     return look

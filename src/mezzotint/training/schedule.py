@@ -45,5 +45,7 @@ def ema_decay(recipe: Recipe, pictures: int) -> float:
     The half-life is `ema_half_life` pictures, and early in the run `ema_ramp` times the pictures seen
     (Karras et al. 2024, "Analyzing and improving", keep the same two controls).
     """
-    half_life = min(float(recipe.ema_half_life), recipe.ema_ramp * pictures) if recipe.ema_ramp else recipe.ema_half_life
+    half_life = (
+        min(float(recipe.ema_half_life), recipe.ema_ramp * pictures) if recipe.ema_ramp else recipe.ema_half_life
+    )
     return 0.5 ** (recipe.batch_size / half_life) if half_life > 0 else 0.0

@@ -33,7 +33,11 @@ class Position:
 
 
 def save_state(
-    directory: Path, model: Model, average: MovingAverage | None, optimizers: Mapping[str, Optimizer], position: Position
+    directory: Path,
+    model: Model,
+    average: MovingAverage | None,
+    optimizers: Mapping[str, Optimizer],
+    position: Position,
 ) -> Path:
     """Write `directory/checkpoints/step_...`, whole or not at all, then remove all but the newest ones."""
     target = directory / "checkpoints" / f"step_{position.step:08d}"
@@ -47,6 +51,8 @@ def save_state(
                     tensors[key] = value
                 else:
                     numbers[key] = value
+    for unfinished in target.parent.glob(".step_*"):  # left by a kill
+        shutil.rmtree(unfinished, ignore_errors=True)
     with writing(target) as scratch:
         (scratch / "config.json").write_text(json.dumps(describe_model(model), indent=1))
         save_tensors(model.state_dict(), scratch / "model.safetensors")

@@ -84,6 +84,8 @@ class Trainer:
 
         self.model = channels_last(model.to(self.device)).train()
         self.average = MovingAverage(self.model) if recipe.ema_half_life else None
+        if recipe.compile:
+            self.model.compile()
         self.players = self.model.players()
         self.optimizers = {name: self._optimizer(name, player) for name, player in self.players.items()}
         self.guards = {name: GradientGuard(name, recipe.skip_factor, recipe.max_skips) for name in self.players}

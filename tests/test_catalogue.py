@@ -1,0 +1,121 @@
+"""Every system of the catalogue keeps the contract (as timm's tests do for its models)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mezzotint as mz
+from mezzotint.core.model import ABILITIES, Samples, abilities
+from mezzotint.core.system import Recipe
+from mezzotint.data import open_pictures
+from mezzotint.systems import catalogue, parameter_counts
+
+SYSTEMS = {name: system for name, system in catalogue().items() if not name.startswith("toy")}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Eight real pictures."""
+    pictures = open_pictures("fashion")
+    found = pictures.batch(range(8))
+    found.seeds = list(range(8))
+    return found, pictures.spec
+
+
+def build(name: str, spec) -> mz.Model:
+    torch.manual_seed(0)
+    return mz.create(
+        name, image_size=spec.image_size, channels=spec.channels, classes=spec.classes, captions=spec.captions
+    )
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_parameter_of_every_player_receives_a_gradient(name, batch):
+    pictures, spec = batch
+    model = build(name, spec).train()
+    with torch.no_grad():
+        for parameter in model.parameters():  # off the zeros of a zero-initialised layer, behind which gradients vanish
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    for player, part in model.players().items():
+        model.zero_grad()
+        losses = model(pictures, player)
+        assert losses.total.shape == ()
+        assert torch.isfinite(losses.total)
+        assert all(value.dim() == 0 for value in losses.parts.values())
+        losses.total.backward()
+        still = [key for key, p in part.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+        assert not still
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_one_step_changes_the_loss(name, batch):
+    pictures, spec = batch
+    model = build(name, spec).train()
+    players = model.players()
+    for player in model.turns(0):
+        optimizer = torch.optim.SGD(players[player].parameters(), lr=1e-2)
+        before = model(pictures, player).total
+        before.backward()
+        optimizer.step()
+        assert model(pictures, player).total != before
+    model.after_step(0)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_the_loss_of_a_batch_is_the_mean_over_its_parts(name, batch):
+    """What makes one process and many see the same loss."""
+    pictures, spec = batch
+    model = build(name, spec).eval()
+    with torch.no_grad():
+        whole = model(pictures, next(iter(model.players()))).total
+        halves = [model(pictures[rows], next(iter(model.players()))).total for rows in (slice(0, 4), slice(4, 8))]
+    assert torch.allclose(whole, (halves[0] + halves[1]) / 2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_samples_have_the_shape_and_range_of_pictures(name, batch):
+    _, spec = batch
+    model = build(name, spec).eval()
+    if not isinstance(model, Samples):
+        pytest.skip("draws no pictures")
+    labels = torch.tensor([3, 1, 2]) if spec.classes else None
+    images = model.sample(3, labels=labels, seeds=5)
+    assert images.shape == (3, spec.channels, spec.image_size, spec.image_size)
+    assert images.dtype == torch.float32
+    assert images.abs().max() <= 1
+    alone = model.sample(1, labels=labels[1:2] if labels is not None else None, seeds=6)
+    assert torch.allclose(images[1], alone[0], atol=1e-3)  # picture k depends on seed k alone
+    assert not torch.allclose(images[0], images[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_saved_model_draws_the_same_pictures(name, batch, tmp_path):
+    pictures, spec = batch
+    model = build(name, spec).eval()
+    model.save(tmp_path / "model")
+    again = mz.load(tmp_path / "model")
+    assert again.config == model.config
+    if isinstance(model, Samples):
+        labels = torch.tensor([0, 1]) if spec.classes else None
+        assert torch.equal(again.sample(2, labels=labels), model.sample(2, labels=labels))
+    else:
+        with torch.no_grad():
+            assert model(pictures).total == again(pictures).total
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_an_entry_says_what_a_reader_wants_to_know(name):
+    system = SYSTEMS[name]
+    assert system.name == name == name.lower()
+    assert len(system.summary) > 60
+    assert system.title
+    assert system.family
+    assert system.needs <= {"labels", "captions", "pairs", "video"}
+    for stage in system.stages:
+        assert "small" in stage.sizes
+        assert stage.sizes.keys() == stage.recipes.keys()
+        assert all(isinstance(recipe, Recipe) for recipe in stage.recipes.values())
+        assert set(abilities(stage.model)) <= set(ABILITIES)
+    counts = parameter_counts(system)
+    assert all(count > 0 for sizes in counts.values() for count in sizes.values())

@@ -1,0 +1,166 @@
+"""The command as a user meets it: what it prints, what it writes, and how it answers mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mezzotint import cli
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """`call("sample", ...)` -> (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mezzotint", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A rectified flow that was trained for four steps, and a classifier that was trained for sixty."""
+    root = tmp_path_factory.mktemp("runs")
+    for system, name, pictures, batch in (("rectified-flow", "flow", 64, 16), ("classifier", "judge", 1920, 32)):
+        command = [sys.executable, "-m", "mezzotint", "train", system, "--data", "fashion", "--out", root / name]
+        options = ["--image-size", "16", "--pictures", pictures, "--set", f"batch_size={batch}", "--json"]
+        done = subprocess.run([*map(str, command), *map(str, options)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["pictures"] == pictures  # one JSON document and nothing else
+    return root
+
+
+def test_systems_are_listed_and_described(call):
+    code, out, _ = call("systems")
+    assert code == 0
+    assert all(name in out for name in ("ddpm", "rectified-flow", "classifier"))
+    code, out, _ = call("systems", "--json")
+    listed = {entry["name"]: entry for entry in json.loads(out)}
+    assert listed["ddpm"]["paper"]["arxiv"] == "2006.11239"
+    for name in listed:
+        code, out, _ = call("describe", name)
+        assert code == 0
+        assert "parameters" in out
+        assert json.loads(call("describe", name, "--json")[1])["stages"]
+
+
+def test_one_grid_or_a_folder_of_pictures(call, run, tmp_path):
+    code, out, _ = call("sample", run / "flow", "--n", 4, "--steps", 2, "--out", tmp_path / "grid.png", "--seed", 3)
+    assert (code, out.strip()) == (0, str(tmp_path / "grid.png"))
+    code, out, _ = call(
+        "sample", run / "flow", "--n", 4, "--steps", 2, "--out", tmp_path / "all", "--seed", 3, "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["n"] == 4
+    rows = [json.loads(line) for line in (tmp_path / "all" / "metadata.jsonl").read_text().splitlines()]
+    assert [row["seed"] for row in rows] == [3, 4, 5, 6]
+    with Image.open(tmp_path / "all" / "000003.png") as picture:
+        assert picture.size == (16, 16)
+
+
+def test_a_picture_depends_on_its_seed_alone(call, run, tmp_path):
+    options = ("--steps", 2, "--label", "dress", "--precision", "fp32")
+    call("sample", run / "flow", "--n", 3, "--out", tmp_path / "a", "--seed", 10, *options)
+    call("sample", run / "flow", "--n", 1, "--out", tmp_path / "b", "--seed", 12, *options)
+    pictures = [np.asarray(Image.open(tmp_path / folder / "000012.png")).astype(int) for folder in "ab"]
+    assert abs(pictures[0] - pictures[1]).max() <= 1
+
+
+def test_evaluation_prints_its_protocol_and_writes_a_report(call, run, tmp_path):
+    options = ("--data", "fashion", "--n", 40, "--steps", 2, "--classifier", run / "judge")
+    options += ("--features", f"classifier:{run / 'judge'}", "--out", tmp_path)
+    code, out, err = call("evaluate", run / "flow", *options, "--json")
+    assert code == 0, err
+    assert json.loads(out) == json.loads((tmp_path / "report.json").read_text())
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 2
+    assert "http" not in page.split("<body", 1)[0]  # self-contained
+    code, out, _ = call("evaluate", run / "flow", *options)
+    assert code == 0
+    assert "fd_classifier" in out
+    assert "N=40" in out.replace(" ", "") or "40" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("train", "ddmp", "--data", "fashion", "--out", "x"), 2, "did you mean 'ddpm'"),
+        (("describe", "rectifiedflow"), 2, "did you mean 'rectified-flow'"),
+        (("train", "ddpm", "--data", "fashoin", "--out", "x"), 1, "fashion"),
+        (("train", "ddpm", "--data", "fashion", "--out", "x", "--size", "smal"), 2, "did you mean 'small'"),
+        (("train", "ddpm", "--data", "fashion", "--out", "x", "--set", "stpes=3"), 2, "did you mean 'steps'"),
+        (("train", "ddpm", "--data", "fashion", "--out", "x", "--set", "steps"), 2, "KEY=VALUE"),
+        (("train", "ddpm", "--data", "fashion", "--out", "x", "--minutes", "1", "--pictures", "9"), 2, "not both"),
+        (("train", "ddpm", "--data", "fashion", "--out", "x", "--minutes", "0"), 2, "above 0"),
+        (("train", "ddpm", "--data", "fashion", "--out", "x", "--precision", "fp16"), 2, "fp16 needs a GPU"),
+        (("train", "ddpm", "--data", "fashion", "--out", "x", "--pixels", "9"), 2, "No such option"),
+        (("train", "ddpm", "--data", "fashion"), 2, "--out"),
+        (("smaple",), 2, "No such command"),
+        (("sample", "nowhere", "--out", "x.png"), 1, "nowhere"),
+        (("sample", "FLOW", "--out", "x.png", "--label", "dres"), 2, "did you mean 'dress'"),
+        (("sample", "FLOW", "--out", "x.png", "--label", "11"), 2, "no class is called '11'"),
+        (("sample", "FLOW", "--out", "x.png", "--solver", "eular"), 2, "did you mean 'euler'"),
+        (("sample", "FLOW", "--out", "x.png", "--n", "0"), 2, "--n"),
+        (("sample", "JUDGE", "--out", "x.png"), 2, "does not draw"),
+        (("evaluate", "FLOW", "--data", "fashion", "--features", "incepton"), 2, "did you mean 'inception'"),
+        (("evaluate", "FLOW", "--data", "fashion", "--n", "20", "--classifier", "nowhere"), 1, "nowhere"),
+        (("train", "ddpm", "--data", "FLOW", "--out", "x"), 1, "pictures"),
+    ],
+)
+def test_mistakes_are_answered_in_a_sentence(call, run, tmp_path, monkeypatch, arguments, code, words):
+    monkeypatch.chdir(tmp_path)
+    places = {"FLOW": run / "flow", "JUDGE": run / "judge"}
+    ended, out, err = call(*(places.get(argument, argument) for argument in arguments))
+    assert (ended, out) == (code, "")
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_an_error_is_json_too_where_json_is_asked_for(call):
+    code, out, _ = call("describe", "ddmp", "--json")
+    assert code == 2
+    assert "did you mean 'ddpm'" in json.loads(out)["error"]
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "mezzotint", "train", "rectified-flow", "--data", "fashion", "--out", str(out)]
+    command += ["--image-size", "16", "--set", "batch_size=8", "--minutes", "5"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"mezzotint train rectified-flow --data fashion --out {out} --resume" in err
+    assert "Traceback" not in err
+    assert list((out / "checkpoints").glob("step_*"))
+    again = subprocess.run([*command[:8], "--resume", "--pictures", "8"], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_closed_pipe_is_no_traceback():
+    process = subprocess.run(
+        f"{sys.executable} -m mezzotint systems | head -c 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ},
+    )
+    assert "Traceback" not in process.stderr

@@ -1,0 +1,44 @@
+"""Two data-parallel processes see the same batches, follow the same loss curve and draw the same pictures as one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toys import TOYS
+
+from mezzotint.systems import catalogue
+from mezzotint.training.journal import read_metrics
+
+HERE = Path(__file__).parent
+NAMES = [name for name in catalogue() if not name.startswith("toy")] + [system.name for system in TOYS]
+
+
+def run(name: str, directory: Path, processes: int) -> None:
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"] if processes == 2 else []
+    port = ["--main_process_port", str(20000 + os.getpid() % 20000)] if processes == 2 else []
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launch, *port, str(HERE / "distributed.py"), name, str(directory)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{name} trained in {processes} processes" in done.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_follow_the_curve_of_one(tmp_path, truth, name):
+    for processes in (1, 2):
+        run(name, tmp_path / str(processes), processes)
+    one, two = (read_metrics(tmp_path / str(k) / "metrics.jsonl") for k in (1, 2))
+    curves = [
+        [value for row in rows for key, value in sorted(row.items()) if key.startswith("loss")] for rows in (one, two)
+    ]
+    assert len(curves[0]) >= 2
+    error = max(abs(a - b) / max(abs(a), 1.0) for a, b in zip(*curves))
+    truth(name, "loss curve in two processes", "one process, same global batch", error, 2e-5)
+    if (tmp_path / "1" / "pictures.pt").exists():
+        a, b = (torch.load(tmp_path / str(k) / "pictures.pt") for k in (1, 2))
+        truth(name, "pictures of the same seeds from two processes", "one process", (a - b).abs().max(), 2e-3)
