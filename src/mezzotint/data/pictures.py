@@ -1,0 +1,294 @@
+"""Sets of pictures: kept in memory, decoded on demand, or read as a stream."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.batch import Batch, PictureSpec, fold
+from ..core.errors import DataError
+from .decode import Damaged, Framing
+from .reading import Damage, Entry, Listing, decode_all, probe_all, workers
+
+MEMORY_LIMIT = 2 << 30  # bytes; a larger decoded set is not kept in memory
+STREAM_TRIAL = 200  # pictures of a stream before which a few damaged ones are not yet too many
+
+
+@dataclass
+class Rows:
+    """Some pictures of a set as they are stored."""
+
+    levels: Tensor  # (B, C, H, W) uint8
+    labels: Tensor | None = None  # (B,) int64
+    captions: list[str] | None = None
+
+
+class Order(Protocol):
+    """The endless sequence in which a training run with some seed sees the pictures of a set."""
+
+    def rows(self, start: int, stop: int, mine: Sequence[int]) -> Rows:
+        """Of the pictures start, ..., stop - 1 of the sequence those at the places `mine`, 0 being `start`."""
+
+
+class Pictures(ABC):
+    """A set of pictures of one size.
+
+    name     how it was asked for
+    split    "train", "test", "validation" or "all"
+    spec     their size, channels, class names, and whether they have captions
+    skipped  damaged pictures: (picture, reason)
+    labels   (N,) int64, or None
+    cached   whether they are in memory, so that nothing is gained by fetching them ahead
+    """
+
+    cached = False
+
+    def __init__(self, name: str, split: str, spec: PictureSpec, skipped: list[tuple[str, str]]) -> None:
+        self.name = name
+        self.split = split
+        self.spec = spec
+        self.skipped = skipped
+        self.labels: Tensor | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of good pictures."""
+
+    @abstractmethod
+    def rows(self, indices: Sequence[int] | Tensor) -> Rows:
+        """The grey levels, labels and captions of these pictures."""
+
+    def order(self, seed: int) -> Order:
+        """The order in which a training run with this seed sees the pictures."""
+        return Shuffled(self, seed)
+
+    def batch(self, indices: Sequence[int] | Tensor) -> Batch:
+        """These pictures on the CPU: images (B, C, H, W) float32 = level / 127.5 - 1, labels, captions."""
+        rows = self.rows(indices)
+        return Batch(rows.levels / 127.5 - 1, rows.labels, rows.captions)
+
+
+class Shuffled:
+    """One random permutation of the whole set after another, without a seam between them."""
+
+    def __init__(self, pictures: Pictures, seed: int) -> None:
+        self.pictures = pictures
+        self.seed = seed
+        self._permutations: dict[int, Tensor] = {}  # of this epoch and the one before
+
+    def rows(self, start: int, stop: int, mine: Sequence[int]) -> Rows:
+        """Of the pictures start, ..., stop - 1 of the sequence those at the places `mine`, 0 being `start`."""
+        n = len(self.pictures)
+        places = [divmod(start + row, n) for row in mine]
+        return self.pictures.rows([int(self._permutation(epoch)[place]) for epoch, place in places])
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch not in self._permutations:
+            generator = torch.Generator().manual_seed(fold(self.seed, epoch))
+            kept = {old: order for old, order in self._permutations.items() if old == epoch - 1}
+            self._permutations = {**kept, epoch: torch.randperm(len(self.pictures), generator=generator)}
+        return self._permutations[epoch]
+
+
+class InMemory(Pictures):
+    """A set that is kept as one uint8 tensor `levels` (N, C, H, W)."""
+
+    cached = True
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        levels: Tensor,
+        labels: Tensor | None = None,
+        captions: list[str] | None = None,
+        classes: tuple[str, ...] = (),
+        skipped: list[tuple[str, str]] | None = None,
+    ) -> None:
+        spec = PictureSpec(levels.shape[-1], levels.shape[1], classes, captions is not None)
+        super().__init__(name, split, spec, skipped or [])
+        self.levels = levels
+        self.labels = labels
+        self.captions = captions
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def rows(self, indices: Sequence[int] | Tensor) -> Rows:
+        """The grey levels, labels and captions of these pictures."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        captions = None if self.captions is None else [self.captions[i] for i in index.tolist()]
+        return Rows(self.levels[index], None if self.labels is None else self.labels[index], captions)
+
+
+class OnDisk(Pictures):
+    """A set too large for the memory: its files are decoded whenever they are asked for.
+
+    A file whose damage shows only then is replaced by the next good one of the set.
+    """
+
+    def __init__(self, name: str, split: str, listing: Listing, framing: Framing) -> None:
+        spec = PictureSpec(framing.image_size, framing.channels, listing.classes, listing.captions)
+        self.entries, skipped = probe_all(listing.entries)
+        super().__init__(name, split, spec, skipped)
+        self.framing = framing
+        self.labels = torch.tensor([entry.label for entry in self.entries]) if listing.classes else None
+        self._damage = Damage(name, self.skipped, len(listing.entries))
+        self._damage.report()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def rows(self, indices: Sequence[int] | Tensor) -> Rows:
+        """The grey levels, labels and captions of these pictures."""
+        places = range(len(self))
+        return gather(self._pool.map(self._good, [places[int(i)] for i in indices]), self.spec)
+
+    def _good(self, index: int) -> tuple[Entry, np.ndarray]:
+        following = itertools.chain(range(index, len(self)), range(index))
+        return first_good((self.entries[k] for k in following), self.framing, self._damage)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(workers())
+
+
+class Stream(Protocol):
+    """Pictures that can only be read one after the other."""
+
+    def entries(self, seed: int | None, epoch: int = 0) -> Iterator[Entry]:
+        """Every picture once: in the stream's own order, or, with a seed, in a random one that differs by epoch."""
+
+
+class Streamed(Pictures):
+    """A set that is never held as a whole, such as shards or a large set on the hub.
+
+    A damaged picture is replaced by its nearest good predecessor in the same batch, so that processes which share a
+    batch need not decode each other's pictures.
+    """
+
+    def __init__(self, name: str, split: str, spec: PictureSpec, framing: Framing, stream: Stream, length: int) -> None:
+        super().__init__(name, split, spec, [])
+        self.framing = framing
+        self.stream = stream
+        self.length = length  # 0: unknown
+        self._damage = Damage(name, self.skipped, STREAM_TRIAL)
+
+    def __len__(self) -> int:
+        """The number of pictures, damaged ones included. Raises `DataError` if the source does not tell."""
+        if not self.length:
+            raise DataError(
+                f"{self.name} is a stream that does not say how many pictures it holds; copy it into a folder"
+            )
+        return self.length
+
+    def order(self, seed: int) -> Order:
+        """The order in which a training run with this seed sees the pictures."""
+        return Cursor(self, seed)
+
+    def rows(self, indices: Sequence[int] | Tensor) -> Rows:
+        """These pictures, counted in the stream's own order; it is read from its start to the last of them."""
+        wanted = [int(i) for i in indices]
+        entries = list(itertools.islice(self.stream.entries(None), max(wanted, default=-1) + 1))
+        if wanted and not 0 <= min(wanted) <= max(wanted) < len(entries):
+            raise IndexError(f"{self.name} holds {len(entries)} pictures")
+        return self.decode(entries, wanted)
+
+    def decode(self, entries: Sequence[Entry], mine: Sequence[int]) -> Rows:
+        """Of these consecutive pictures those at the places `mine`."""
+        self._damage.total = max(self._damage.total, len(entries))
+        found = [first_good([*entries[k::-1], *entries[:k:-1]], self.framing, self._damage) for k in mine]
+        return gather(found, self.spec)
+
+    def read(self, n: int) -> None:
+        """Damage is judged by the share of the n pictures that have been read."""
+        self._damage.total = max(self._damage.total, n)
+
+
+class Cursor:
+    """A place in the shuffled stream; going anywhere but forward means reading it again from its start."""
+
+    def __init__(self, pictures: Streamed, seed: int) -> None:
+        self.pictures = pictures
+        self.seed = seed
+        self._at = 0
+        self._entries = self._endless()
+
+    def rows(self, start: int, stop: int, mine: Sequence[int]) -> Rows:
+        """Of the pictures start, ..., stop - 1 of the sequence those at the places `mine`, 0 being `start`."""
+        if start < self._at:
+            self._at, self._entries = 0, self._endless()
+        entries = list(itertools.islice(self._entries, start - self._at, stop - self._at))
+        self._at = stop
+        self.pictures.read(stop)
+        return self.pictures.decode(entries, mine)
+
+    def _endless(self) -> Iterator[Entry]:
+        for epoch in itertools.count():
+            before = -1
+            for before, entry in enumerate(self.pictures.stream.entries(self.seed, epoch)):
+                yield entry
+            if before < 0:
+                raise DataError(f"{self.pictures.name} holds no picture")
+
+
+def first_good(entries: Iterable[Entry], framing: Framing, damage: Damage) -> tuple[Entry, np.ndarray]:
+    """The first of these entries that can be decoded, with its grey levels (C, S, S). Raises `DataError` if none can."""
+    for entry in entries:
+        try:
+            return entry, entry.decode(framing)
+        except Damaged as error:
+            damage.add(entry.name, str(error))
+    raise DataError(f"{damage.name}: none of the pictures in a batch is usable; fetch them again")
+
+
+def gather(found: Iterable[tuple[Entry, np.ndarray]], spec: PictureSpec) -> Rows:
+    """Decoded pictures as one."""
+    entries, levels = zip(*found)
+    return Rows(
+        torch.from_numpy(np.stack(levels)),  # (B, C, H, W)
+        torch.tensor([entry.label for entry in entries]) if spec.classes else None,
+        [entry.caption or "" for entry in entries] if spec.captions else None,
+    )
+
+
+def keep(name: str, split: str, listing: Listing, framing: Framing, entries: Iterable[Entry] | None = None) -> InMemory:
+    """Decode a whole set into memory, and name the damaged pictures.
+
+    entries  where they are not in the listing, which then tells only what they have in common
+
+    Raises `DataError` if too many are damaged, or none is good.
+    """
+    good: list[Entry] = []
+    levels: list[np.ndarray] = []
+    skipped: list[tuple[str, str]] = []
+    for entry, result in decode_all(listing.entries if entries is None else entries, framing):
+        if isinstance(result, Damaged):
+            skipped.append((entry.name, str(result)))
+        else:
+            good.append(replace(entry, file=b""))  # what is known of it, without its bytes
+            levels.append(result)
+    Damage(name, skipped, len(good) + len(skipped)).report()
+    return InMemory(
+        name,
+        split,
+        torch.from_numpy(np.stack(levels)),  # (N, C, S, S)
+        torch.tensor([entry.label for entry in good]) if listing.classes else None,
+        [entry.caption or "" for entry in good] if listing.captions else None,
+        listing.classes,
+        skipped,
+    )
+
+
+def fits_memory(count: int, framing: Framing) -> bool:
+    """Whether so many decoded pictures are kept in memory."""
+    return count * framing.channels * framing.image_size**2 <= MEMORY_LIMIT
