@@ -1,8 +1,8 @@
 """A folder of pictures, read by the conventions of the `imagefolder` builder of `datasets`.
 
-Labels are the names of the subfolders, or a column of a metadata file; captions are a column of `metadata.jsonl`, `.csv`
-or `.parquet`, or the first line of a `.txt` beside the picture. The builder itself stops at the first damaged file, so
-the walk is our own; tests compare the two on sound folders.
+Labels are the names of the subfolders, or a column of a metadata file; captions are a column of `metadata.jsonl`,
+`.csv` or `.parquet`, or the first line of a `.txt` beside the picture. The builder itself stops at the first damaged
+file, so the walk is our own; tests compare the two on sound folders.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Any
 from ..core.errors import ConfigError, DataError, suggest
 from .reading import Entry, Listing, log
 
-PICTURES = frozenset(
-    ".png .apng .jpg .jpeg .jfif .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .tga .ico .jp2 .avif .qoi".split()
-)
-VIDEOS = frozenset(".mp4 .avi .mov .mkv .webm".split())
+PICTURES = {
+    *(".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".jp2", ".avif", ".qoi"),
+}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 CAPTION_COLUMNS = ("text", "caption", "captions", "sentence", "description", "prompt")
 LABEL_COLUMNS = ("label", "labels", "class", "category")
@@ -146,7 +147,7 @@ def _read_metadata(files: Iterable[Path]) -> tuple[dict[Path, Mapping[str, Any]]
 
 
 def _metadata_rows(path: Path) -> dict[int, Mapping[str, Any] | str]:
-    """By line, its columns, or why they cannot be read. Raises `DataError` if the file as a whole cannot be read."""
+    """By row, its columns, or why they cannot be read. Raises `DataError` if the file as a whole cannot be read."""
     try:
         content = path.read_bytes()
         if path.suffix == ".parquet":
@@ -173,8 +174,7 @@ def _json_rows(text: str) -> dict[int, Mapping[str, Any] | str]:
 
 
 def _csv_rows(text: str) -> dict[int, Mapping[str, Any] | str]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    return {reader.line_num: row for row in reader}
+    return dict(enumerate(csv.DictReader(io.StringIO(text, newline="")), 2))  # the names of the columns are row 1
 
 
 def first_column(row: Mapping[str, Any], columns: Sequence[str]) -> Any:

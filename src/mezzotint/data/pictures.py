@@ -234,15 +234,16 @@ class Cursor:
 
     def _endless(self) -> Iterator[Entry]:
         for epoch in itertools.count():
-            before = -1
-            for before, entry in enumerate(self.pictures.stream.entries(self.seed, epoch)):
-                yield entry
-            if before < 0:
+            entries = self.pictures.stream.entries(self.seed, epoch)
+            first = next(entries, None)
+            if first is None:
                 raise DataError(f"{self.pictures.name} holds no picture")
+            yield first
+            yield from entries
 
 
 def first_good(entries: Iterable[Entry], framing: Framing, damage: Damage) -> tuple[Entry, np.ndarray]:
-    """The first of these entries that can be decoded, with its grey levels (C, S, S). Raises `DataError` if none can."""
+    """The first of these entries that can be decoded, with its levels (C, S, S). Raises `DataError` if none can."""
     for entry in entries:
         try:
             return entry, entry.decode(framing)

@@ -1,4 +1,4 @@
-"""From files to arrays: what is known of a picture before it is decoded, decoding many, and keeping count of the damaged."""
+"""From files to arrays: what is known of a picture undecoded, decoding many, and counting the damaged ones."""
 
 from __future__ import annotations
 

@@ -103,7 +103,9 @@ def _open_mnist(source: str, kind: str, place: str, split: str, wish: Wish) -> P
         places = " and ".join(str(folder) for folder in folders)
         raise DataError(f"{source} is neither in {places} nor to be had from the hub; `make data` brings it") from error
     whole = found.rows(range(len(found)))
-    return _from_arrays(source, split, whole.levels[:, 0].numpy(), found.labels.numpy(), classes, wish)
+    if whole.labels is None:
+        raise DataError(f"{source} on the hub has no labels; `make data` brings it")
+    return _from_arrays(source, split, whole.levels[:, 0].numpy(), whole.labels.numpy(), classes, wish)
 
 
 def _open_idx(source: str, folder: Path, split: str, classes: tuple[str, ...], wish: Wish) -> Pictures:

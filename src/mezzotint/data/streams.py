@@ -133,13 +133,13 @@ def open_hub(name: str, repository: str, config: str | None, split: str, wish: W
             " or give a local folder instead (`make data` brings several)"
         ) from error
     chosen, part = _choose_streams(name, streams, split)
-    sizes = [(stream.info.splits or {}).get(key) for key, stream in chosen.items()]
-    count = sum(size.num_examples for size in sizes) if all(sizes) else 0
+    sizes = [size.num_examples for key, stream in chosen.items() if (size := (stream.info.splits or {}).get(key))]
+    count = sum(sizes) if len(sizes) == len(chosen) else 0
     return _open(RowStream(name, list(chosen.values()), part), count, split, wish)
 
 
 def open_shards(name: str, shards: Sequence[Path], split: str, wish: Wish) -> Pictures:
-    """WebDataset shards, read through once to count them, and streamed if too large for the memory. Raises `DataError`."""
+    """WebDataset shards: read through once to be counted, streamed if too large for the memory. Raises `DataError`."""
     import datasets
 
     by_split = {key: [str(shard) for shard in shards if _shard_split(shard) == key] for key in ("train", "test")}
