@@ -84,7 +84,7 @@ def ddim(
         variance = eta**2 * posterior(d.at, at_s).small_variance
         clean, n = d.clean, d.noise
         x = at_s.alpha * clean + (at_s.sigma**2 - variance).clamp(min=0).sqrt() * n
-        if eta and i + 2 < len(grid):
+        if eta and at_s.sigma > 0:
             x = x + variance.sqrt() * noise()
     return x
 
@@ -101,14 +101,15 @@ def ancestral(
     """DDPM's reverse chain (Ho et al. 2020, eq. 7 and algorithm 2; survey, Box 8), on any path and any grid.
 
     variance  "small": that of the posterior q(x_s | x_t, c), right for data at one point; "large": that of the step
-              q(x_t | x_s), right for standard normal data. No noise is added in the last step.
+              q(x_t | x_s), right for standard normal data. No noise is added in a step to sigma = 0.
     """
     for i, t, s in _steps(grid):
         d = denoiser(x, t)
         _tell(callback, i, grid, d)
-        q = posterior(d.at, denoiser.path.at(s))
+        at_s = denoiser.path.at(s)
+        q = posterior(d.at, at_s)
         x = q.of_clean * d.clean + q.of_x * x
-        if i + 2 < len(grid):
+        if at_s.sigma > 0:
             x = x + (q.small_variance if variance == "small" else q.large_variance).sqrt() * noise()
     return x
 

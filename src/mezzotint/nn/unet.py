@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -125,9 +125,8 @@ class UNet(nn.Module):
         """
         times = self._times(t.expand(len(x)), labels)
         h = self.conv_in(2 * x - 1 if self.config.center_input else x)
-        h = h.contiguous(memory_format=torch.channels_last)  # the layout of every later tensor: fast convolutions
         skips = [h]
-        for level in _levels(self.down):
+        for level in cast("Iterable[Level]", self.down):
             for block, attention in level.pairs():
                 h = attention(block(h, next(times)))
                 skips.append(h)
@@ -137,7 +136,7 @@ class UNet(nn.Module):
         if self.middle is not None:
             first, second = self.middle.blocks
             h = second(self.middle.attentions[0](first(h, next(times))), next(times))
-        for level in _levels(self.up):
+        for level in cast("Iterable[Level]", self.up):
             for block, attention in level.pairs():
                 h = attention(block(torch.cat([h, skips.pop()], dim=1), next(times)))
             if level.resample is not None:
@@ -216,7 +215,3 @@ class UNet(nn.Module):
 def _resample(module: nn.Module, h: Tensor, times: Iterator[Tensor]) -> Tensor:
     resampled: Tensor = module(h, next(times)) if isinstance(module, ResBlock) else module(h)
     return resampled
-
-
-def _levels(levels: nn.ModuleList) -> Iterator[Level]:
-    return (level for level in levels if isinstance(level, Level))

@@ -1,0 +1,190 @@
+"""Networks in the format in which others publish them: `config.json` beside `diffusion_pytorch_model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.checkpoint import load_tensors
+from ..core.errors import CheckpointError, ConfigError
+from .attention import Attention
+from .blocks import ResBlock
+from .unet import UNet, UNetConfig
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+# The fields of diffusers' UNet2DModel (0.42.1) that may be absent from a config.json, and what they then are.
+DEFAULTS: dict[str, Any] = {
+    "sample_size": None, "in_channels": 3, "out_channels": 3, "center_input_sample": False,
+    "time_embedding_type": "positional", "time_embedding_dim": None, "freq_shift": 0, "flip_sin_to_cos": True,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [224, 448, 672, 896], "layers_per_block": 2, "mid_block_scale_factor": 1,
+    "downsample_padding": 1, "downsample_type": "conv", "upsample_type": "conv", "dropout": 0.0, "act_fn": "silu",
+    "attention_head_dim": 8, "norm_num_groups": 32, "attn_norm_num_groups": None, "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default", "add_attention": True, "class_embed_type": None, "num_class_embeds": None,
+    "num_train_timesteps": None,
+}  # fmt: skip
+
+# What each block type says: has it attention, and who changes the resolution (None: the model's *_type field says).
+BLOCK_TYPES = {
+    "DownBlock2D": (False, "conv"), "AttnDownBlock2D": (True, None), "ResnetDownsampleBlock2D": (False, "resnet"),
+    "UpBlock2D": (False, "conv"), "AttnUpBlock2D": (True, None), "ResnetUpsampleBlock2D": (False, "resnet"),
+}  # fmt: skip
+
+
+def load_unet(directory: str | os.PathLike[str]) -> UNet:
+    """The UNet of a directory written by diffusers' `UNet2DModel.save_pretrained`.
+
+    Raises `ConfigError` for a field that has no counterpart here, `CheckpointError` for files that are missing or weights
+    that do not fit the config exactly.
+    """
+    directory = Path(directory)
+    try:
+        values = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory / 'config.json'} cannot be read ({error})") from None
+    unet = unet_from_config(values)
+    unet.load_state_dict(translated(unet, load_tensors(directory / WEIGHTS)))
+    return unet
+
+
+def unet_from_config(values: Mapping[str, Any]) -> UNet:
+    """A new UNet with the architecture of a `UNet2DModel` config. Raises `ConfigError` that names an unsupported field."""
+    given = {key: value for key, value in values.items() if not key.startswith("_")}
+    for key in given:
+        if key not in DEFAULTS:
+            raise ConfigError(f"config.json has a field {key!r} that is no field of a UNet2DModel")
+    c = {**DEFAULTS, **given}
+    for key, supported in {
+        "time_embedding_type": ("positional",),
+        "mid_block_type": ("UNetMidBlock2D", None),
+        "act_fn": ("silu", "swish"),
+        "class_embed_type": (None,),
+        "resnet_time_scale_shift": ("default", "scale_shift"),
+        "downsample_padding": (0, 1),
+    }.items():
+        if c[key] not in supported:
+            raise ConfigError(f"{key}={c[key]!r} is not supported; only {', '.join(map(repr, supported))}")
+    shifted = c["resnet_time_scale_shift"] == "default"
+    config = UNetConfig(
+        channels=c["block_out_channels"][0],
+        multipliers=_multipliers(c["block_out_channels"]),
+        blocks=c["layers_per_block"],
+        attention=_attention(c),
+        head_dim=c["attention_head_dim"],
+        groups=c["norm_num_groups"],
+        eps=c["norm_eps"],
+        dropout=c["dropout"],
+        time_norm="shift" if shifted else "scale_shift",
+        resample=_resample(c),
+        down_padding=c["downsample_padding"],
+        middle=c["mid_block_type"] is not None,
+        middle_attention=c["add_attention"],
+        # UNet2DModel normalises before the middle's attention only if told how, or if time enters by addition
+        middle_groups=c["attn_norm_num_groups"] or (c["norm_num_groups"] if shifted else 0),
+        middle_scale=c["mid_block_scale_factor"],
+        time_dim=c["time_embedding_dim"],
+        cosine_first=c["flip_sin_to_cos"],
+        freq_shift=c["freq_shift"],
+        center_input=c["center_input_sample"],
+    )
+    return UNet(config, c["in_channels"], c["out_channels"], classes=c["num_class_embeds"] or 0)
+
+
+def translated(unet: UNet, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of `unet` from one of UNet2DModel.
+
+    Raises `CheckpointError` unless each of the two has exactly the tensors that the other needs, in the right shapes.
+    """
+    theirs = {_modern(name): tensor for name, tensor in theirs.items()}
+    used, ours = set(), {}
+    parents = dict(_modules(unet))
+    for name, parameter in unet.state_dict().items():
+        module, _, leaf = name.rpartition(".")
+        sources = [f"{source}.{leaf}" for source in parents[module]]
+        if missing := [source for source in sources if source not in theirs]:
+            raise CheckpointError(f"the weights lack {missing[0]!r}, which config.json calls for")
+        ours[name] = torch.cat([theirs[source] for source in sources])
+        used.update(sources)
+        if ours[name].shape != parameter.shape:
+            raise CheckpointError(f"{sources[0]!r} has the shape {tuple(ours[name].shape)}, not {tuple(parameter.shape)}")
+    if extra := sorted(set(theirs) - used):
+        raise CheckpointError(f"the weights hold {extra[0]!r}, which config.json does not call for")
+    return ours
+
+
+def _multipliers(widths: list[int]) -> tuple[int, ...]:
+    if any(width % widths[0] for width in widths):
+        raise ConfigError(f"block_out_channels={widths} is not supported: each must be a multiple of the first")
+    return tuple(width // widths[0] for width in widths)
+
+
+def _attention(c: Mapping[str, Any]) -> tuple[bool, ...]:
+    ways = {}
+    for field in ("down_block_types", "up_block_types"):
+        if unknown := [kind for kind in c[field] if kind not in BLOCK_TYPES]:
+            raise ConfigError(f"{field}: {unknown[0]!r} is not supported; only {', '.join(BLOCK_TYPES)}")
+        ways[field] = tuple(BLOCK_TYPES[kind][0] for kind in c[field])
+    if ways["down_block_types"] != ways["up_block_types"][::-1]:
+        raise ConfigError("up_block_types is not supported unless it has attention where down_block_types has it")
+    return ways["down_block_types"]
+
+
+def _resample(c: Mapping[str, Any]) -> Any:
+    """The one way in which all levels change their resolution; the last block of each way changes none."""
+    kinds = {BLOCK_TYPES[kind][1] or c["downsample_type"] for kind in c["down_block_types"][:-1]}
+    kinds |= {BLOCK_TYPES[kind][1] or c["upsample_type"] for kind in c["up_block_types"][:-1]}
+    if len(kinds) > 1 or not kinds <= {"conv", "resnet"}:
+        raise ConfigError(
+            f"down_block_types, up_block_types, downsample_type and upsample_type are not supported together: {kinds}"
+        )
+    return kinds.pop() if kinds else "conv"
+
+
+def _modern(name: str) -> str:
+    """Names of attention layers before diffusers 0.15."""
+    old = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+    for before, after in old.items():
+        name = name.replace(before, after) if ".attentions." in name else name
+    return name
+
+
+def _modules(unet: UNet) -> Iterator[tuple[str, list[str]]]:
+    """Each module of ours that holds parameters, with those of theirs whose rows it stacks."""
+    yield "conv_in", ["conv_in"]
+    yield "conv_out", ["conv_out"]
+    yield "norm_out", ["conv_norm_out"]
+    yield "label", ["class_embedding"]
+    yield "time.linear1", ["time_embedding.linear_1"]
+    yield "time.linear2", ["time_embedding.linear_2"]
+    projections = []
+    for name, module in unet.named_modules():
+        there = _path(name)
+        if isinstance(module, ResBlock):
+            projections.append(f"{there}.time_emb_proj")
+            for part in ("norm1", "conv1", "norm2", "conv2"):
+                yield f"{name}.{part}", [f"{there}.{part}"]
+            yield f"{name}.shortcut", [f"{there}.conv_shortcut"]
+        elif isinstance(module, Attention):
+            yield f"{name}.norm", [f"{there}.group_norm"]
+            yield f"{name}.qkv", [f"{there}.to_{part}" for part in "qkv"]
+            yield f"{name}.out", [f"{there}.to_out.0"]
+        elif name.endswith("resample.conv"):
+            yield name, [there]
+    yield "time_projection", projections
+
+
+def _path(name: str) -> str:
+    """`down.0.blocks.1` -> `down_blocks.0.resnets.1`."""
+    way = name.split(".")[0]
+    change = "downsamplers.0" if way == "down" else "upsamplers.0"
+    names = {"down": "down_blocks", "up": "up_blocks", "middle": "mid_block", "blocks": "resnets", "resample": change}
+    return ".".join(names.get(part, part) for part in name.split("."))

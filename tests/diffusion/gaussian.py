@@ -1,0 +1,36 @@
+"""Gaussian data, for which everything has a closed form: every number of a picture is N(mean, std^2), independently."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mezzotint.diffusion.predictions import Denoiser, convert
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    mean: float = 0.3
+    std: float = 0.5
+
+    def clean(self, x, at):
+        """E[c | x_t = x]: the perfect denoiser."""
+        gain = at.alpha * self.std**2 / (at.alpha**2 * self.std**2 + at.sigma**2)
+        return self.mean + gain * (x - at.alpha * self.mean)
+
+    def denoiser(self, path, kind="velocity"):
+        """The perfect network of a given prediction."""
+
+        def network(x, network_time):
+            at = path.at((network_time + 1) / 1000 if path.network_time(torch.tensor(0.0)) < 0 else network_time / 1000)
+            return convert(self.clean(x, at), x, at, "clean", kind)
+
+        return Denoiser(network, path, kind)
+
+    def flowed(self, x, start, end):
+        """Where the probability-flow ODE takes x from the coefficients `start` to `end`."""
+        ratio = self.spread(end) / self.spread(start)
+        return end.alpha * self.mean + ratio * (x - start.alpha * self.mean)
+
+    def spread(self, at):
+        """The standard deviation of x_t."""
+        return (at.alpha**2 * self.std**2 + at.sigma**2) ** 0.5
