@@ -98,9 +98,11 @@ class VariancePreserving:
         """alpha, sigma and their derivatives."""
         t = t.double()
         table = self.log_alpha_bars.to(t.device)
-        k = (t * self.steps - 1e-9).ceil().long().sub(1).clamp(0, self.steps - 1)  # t in (k/T, (k+1)/T]
-        slope = self.steps * (table[k + 1] - table[k])
-        log_alpha_bar = table[k] + (t - k / self.steps) * slope
+        position = t * self.steps
+        k = (position - 1e-9).ceil().long().sub(1).clamp(0, self.steps - 1)  # position in (k, k + 1]
+        increment = table[k + 1] - table[k]
+        log_alpha_bar = table[k] + (position - k) * increment
+        slope = increment * self.steps
         alpha = torch.exp(log_alpha_bar / 2)
         sigma = torch.sqrt(-torch.expm1(log_alpha_bar))
         return Coefficients(alpha, sigma, d_alpha=slope * alpha / 2, d_sigma=-slope * alpha**2 / (2 * sigma))
