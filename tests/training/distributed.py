@@ -13,20 +13,24 @@ from accelerate import Accelerator
 from toys import register_toys
 
 import mezzotint as mz
+from mezzotint.core.batch import PictureSpec
 from mezzotint.core.drawing import draw, interleave
+from mezzotint.systems import configure, find
 from mezzotint.training.run import RunSettings, train
 from mezzotint.training.schedule import Budget
 
 
 def main() -> None:
-    """Twelve steps, then eleven pictures."""
+    """Some twenty steps, then eleven pictures."""
     name, directory = sys.argv[1], Path(sys.argv[2])
     register_toys()
     torch.set_num_threads(1)
     accelerator = Accelerator()
     changes = {"batch_size": "8", "warmup": "16"}
+    if "steps" in configure(find(name), PictureSpec(8, 1, ("a", "b")))[find(name).stages[-1].name].settings():
+        changes["steps"] = "4"  # of the solver
     settings = RunSettings(
-        name, "fashion", image_size=8, budget=Budget(pictures=96), precision="fp32", changes=changes, seed=5
+        name, "fashion", image_size=8, budget=Budget(pictures=192), precision="fp32", changes=changes, seed=5
     )
     train(settings, directory, accelerator=accelerator)
     model = mz.load(directory)

@@ -19,10 +19,11 @@ NAMES = [name for name in catalogue() if not name.startswith("toy")] + [system.n
 
 
 def run(name: str, directory: Path, processes: int) -> None:
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"] if processes == 2 else []
-    port = ["--main_process_port", str(20000 + os.getpid() % 20000)] if processes == 2 else []
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launch, *port, str(HERE / "distributed.py"), name, str(directory)]
+    """Under `accelerate launch` with the gloo backend, if in two processes."""
+    port = str(20000 + os.getpid() % 20000)
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", port]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, *(launch if processes == 2 else []), str(HERE / "distributed.py"), name, str(directory)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{name} trained in {processes} processes" in done.stdout
@@ -33,9 +34,7 @@ def test_two_processes_follow_the_curve_of_one(tmp_path, truth, name):
     for processes in (1, 2):
         run(name, tmp_path / str(processes), processes)
     one, two = (read_metrics(tmp_path / str(k) / "metrics.jsonl") for k in (1, 2))
-    curves = [
-        [value for row in rows for key, value in sorted(row.items()) if key.startswith("loss")] for rows in (one, two)
-    ]
+    curves = [[row[key] for row in rows for key in sorted(row) if key.startswith("loss")] for rows in (one, two)]
     assert len(curves[0]) >= 2
     error = max(abs(a - b) / max(abs(a), 1.0) for a, b in zip(*curves))
     truth(name, "loss curve in two processes", "one process, same global batch", error, 2e-5)

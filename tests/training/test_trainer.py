@@ -183,7 +183,9 @@ def test_weights_are_chosen_by_name(tmp_path, pictures):
         mz.load(tmp_path / "run", weights="worst")
 
 
-@pytest.mark.parametrize(("options", "words"), [({"precision": "fp16"}, "needs a GPU"), ({"precision": "fp8"}, "fp16")])
+@pytest.mark.parametrize(
+    ("options", "words"), [({"precision": "fp16"}, "needs a GPU"), ({"precision": "fp8"}, "did you mean")]
+)
 def test_what_this_machine_cannot_do_is_said(tmp_path, pictures, options, words):
     with pytest.raises(mz.ConfigError, match=words):
         trainer(tmp_path, pictures, **options)
@@ -213,14 +215,15 @@ def test_a_compiled_run_learns_the_same(tmp_path, pictures):
     assert torch.allclose(weights(plain.model), weights(compiled.model), atol=1e-5)
 
 
-def test_parameters_and_pictures_are_channels_last(tmp_path, pictures):
-    run = trainer(tmp_path, pictures, model=mz.create("toy", image_size=8, channels=1, width=4))
+def test_parameters_and_pictures_are_channels_last(tmp_path):
+    pictures = open_pictures("fashion", image_size=8, channels=3)
+    run = trainer(tmp_path, pictures, model=mz.create("toy", image_size=8, channels=3, width=4))
     assert run.model.net[3].weight.is_contiguous(memory_format=torch.channels_last)
     seen = []
     forward = run.model.forward
     run.model.forward = lambda batch, player: seen.append(batch.images.stride()) or forward(batch, player)
     run._step(run.model, 1.0)
-    assert seen == [(64, 1, 8, 1)]
+    assert seen == [(192, 1, 24, 3)]
 
 
 def test_previews_are_drawn_on_the_way(tmp_path, pictures):
