@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import sys
 from types import ModuleType
@@ -25,23 +26,22 @@ def oracle(name: str) -> ModuleType:
 
 
 def _torchvision() -> None:
-    """Import torchvision; where its compiled library does not fit this torch, declare the operators that it then misses."""
-    try:
-        import torchvision  # noqa: F401
-    except ModuleNotFoundError:
+    """Import torchvision; where its library does not fit this torch, declare the operators that it then misses."""
+    if importlib.util.find_spec("torchvision") is None:
         return
+    try:
+        importlib.import_module("torchvision")
     except RuntimeError:
         for module in [module for module in sys.modules if module.split(".")[0] == "torchvision"]:
             del sys.modules[module]
         for operator in ("nms", "qnms"):
             _library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision  # noqa: F401
 
 
 def pytorch_fid_inception(state: dict[str, torch.Tensor]) -> torch.nn.Module:
     """pytorch-fid's network with these weights instead of the downloaded ones, without its resizing."""
     inception = oracle("pytorch_fid.inception")
-    with mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
+    with mock.patch.object(inception, "load_state_dict_from_url", return_value=state):
         return inception.InceptionV3(resize_input=False, normalize_input=False).eval()
 
 

@@ -1,0 +1,1 @@
+"""The judge: a classifier, trained on the same pictures as the generators that it judges."""

@@ -6,7 +6,6 @@ Zagoruyko and Komodakis, "Wide Residual Networks" (2016), arXiv 1605.07146.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +16,6 @@ from ..core.config import Config
 from ..core.errors import ConfigError, DataError
 from ..core.model import Losses, Model
 
-GROUP_CHANNELS = 16  # channels that share their mean and variance under group normalisation
-
 
 @dataclass(frozen=True)
 class ClassifierConfig(Config):
@@ -27,8 +24,7 @@ class ClassifierConfig(Config):
     channels: int  # of the pictures
     classes: int
     depth: int = 10  # convolutions on the main path and the last layer: 6 n + 4, n blocks in each of three groups
-    width: int = 4  # k: the groups have 16 k, 32 k and 64 k channels
-    norm: Literal["group", "batch"] = "group"  # group: a picture's logits never depend on the rest of its batch
+    width: int = 1  # k: the groups have 16 k, 32 k and 64 k channels
     max_shift: int = 2  # pixels by which training pictures are moved at random, each way
 
     def __post_init__(self) -> None:
@@ -41,11 +37,11 @@ class ClassifierConfig(Config):
 class ResBlock(nn.Module):
     """x + conv(relu(norm(conv(relu(norm(x)))))), with a 1x1 convolution on x where the shape changes."""
 
-    def __init__(self, c_in: int, c_out: int, stride: int, norm: str) -> None:
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
-        self.norm1 = normalisation(norm, c_in)
+        self.norm1 = nn.BatchNorm2d(c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
-        self.norm2 = normalisation(norm, c_out)
+        self.norm2 = nn.BatchNorm2d(c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
         same = c_in == c_out and stride == 1
         self.shortcut = None if same else nn.Conv2d(c_in, c_out, 1, stride, bias=False)
@@ -71,10 +67,10 @@ class Classifier(Model):
         for group, c_out in enumerate(widths):
             for block in range(blocks):
                 stride = 2 if group > 0 and block == 0 else 1
-                layers.append(ResBlock(c_in, c_out, stride, config.norm))
+                layers.append(ResBlock(c_in, c_out, stride))
                 c_in = c_out
         self.blocks = nn.Sequential(*layers)
-        self.norm = normalisation(config.norm, c_in)
+        self.norm = nn.BatchNorm2d(c_in)
         self.head = nn.Linear(c_in, config.classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -106,13 +102,8 @@ class Classifier(Model):
         return Losses(F.cross_entropy(logits, batch.labels), {"accuracy": accuracy})
 
 
-def normalisation(kind: str, channels: int) -> nn.Module:
-    """Batch normalisation as in the paper, or group normalisation (Wu and He 2018, arXiv 1803.08494)."""
-    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(channels // GROUP_CHANNELS, channels)
-
-
 def shifted(images: Tensor, shifts: Tensor) -> Tensor:
-    """Copies of the pictures (B, C, H, W), picture k moved by `shifts[k]` = (rows, columns) pixels; edges are repeated."""
+    """Copies of pictures (B, C, H, W), picture k moved by `shifts[k]` = (rows, columns); edges are repeated."""
     height, width = images.shape[2:]
     rows = (torch.arange(height, device=images.device) - shifts[:, 0, None]).clamp(0, height - 1)  # (B, H)
     columns = (torch.arange(width, device=images.device) - shifts[:, 1, None]).clamp(0, width - 1)  # (B, W)

@@ -27,8 +27,8 @@ def frechet_distance(first: Tensor | Moments, second: Tensor | Moments) -> float
 
     first, second  features (N, D), or their `Moments` where they were streamed
 
-    With factors S = F^T F, tr (S1 S2)^(1/2) is the sum of the singular values of F1 F2^T: no matrix square root, so never
-    imaginary, and for N < D, where the covariances are singular, as exact as for N > D when features are given.
+    With factors S = F^T F, tr (S1 S2)^(1/2) is the sum of the singular values of F1 F2^T: no matrix square root, so
+    never imaginary, and from features it is as exact for N < D, where the covariances are singular, as for N > D.
     Never negative. With Inception features this is FID (Heusel et al. 2017, arXiv 1706.08500, eq. 6).
     """
     (m1, f1), (m2, f2) = _mean_and_factor(first), _mean_and_factor(second)
@@ -81,7 +81,9 @@ def kernel_distance(
     if not subsets:
         return Estimate(_squared_mmd(x, y, kernel, unbiased), 0.0)
     if subset_size > min(len(x), len(y)):
-        raise ConfigError(f"subsets of {subset_size} cannot be drawn from {len(x)} and {len(y)} pictures; lower subset_size")
+        raise ConfigError(
+            f"subsets of {subset_size} cannot be drawn from {len(x)} and {len(y)} pictures; lower subset_size"
+        )
     random = np.random.RandomState(seed)
     values = []
     for _ in range(subsets):

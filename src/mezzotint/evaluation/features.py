@@ -1,4 +1,4 @@
-"""Feature networks by name. A distance between sets of pictures means nothing without the network that it was measured in."""
+"""Feature networks by name: a distance between sets of pictures means nothing without the network it comes from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,7 @@ class FeatureNetwork(ABC):
     dims: int  # D
     resize: str  # in words, for the protocol
     weights: str = ""  # which, for the protocol
-    distance = "fd_{name}"  # what the Fréchet distance over these features is called
-    kernel = "kd_{name}"  # and the kernel distance
+    names = ("fd_{}", "kd_{}", "is_{}")  # what Fréchet distance, kernel distance and Inception Score over it are called
 
     @abstractmethod
     def embed(self, levels: Tensor) -> Description:
@@ -49,8 +48,9 @@ class FeatureNetwork(ABC):
 
     @torch.no_grad()
     def describe(self, images: Tensor) -> Description:
-        """Features and logits of pictures (B, C, H, W) in [-1, 1]."""
-        return self.embed(to_levels(images))
+        """Features and logits of pictures (B, C, H, W) in [-1, 1], in float32 even within an autocast context."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.embed(to_levels(images))
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features (B, D) of pictures (B, C, H, W) in [-1, 1]."""
@@ -59,12 +59,17 @@ class FeatureNetwork(ABC):
     @property
     def frechet_name(self) -> str:
         """`fid` for the standard Inception, else `fd_` and the network's name."""
-        return self.distance.format(name=self.name)
+        return self.names[0].format(self.name)
 
     @property
     def kernel_name(self) -> str:
         """`kid` for the standard Inception, else `kd_` and the network's name."""
-        return self.kernel.format(name=self.name)
+        return self.names[1].format(self.name)
+
+    @property
+    def score_name(self) -> str:
+        """`inception_score` for the standard Inception, else `is_` and the network's name."""
+        return self.names[2].format(self.name)
 
 
 def to_levels(images: Tensor) -> Tensor:
@@ -89,7 +94,9 @@ class ModuleFeatures(FeatureNetwork):
 
     def __init__(self, module: nn.Module | Callable[[Tensor], Tensor], name: str, size: int | None = None) -> None:
         if name.lower() in ("inception", "fid", "kid"):
-            raise ConfigError(f"only the standard weights give an FID, so a network of your own cannot be called {name!r}")
+            raise ConfigError(
+                f"only the standard weights give an FID, so a network of your own cannot be called {name!r}"
+            )
         self.module = module.eval() if isinstance(module, nn.Module) else module
         self.name, self.size = name, size
         self.resize = f"bicubic, antialiased, {size} px" if size else "none"
@@ -111,7 +118,8 @@ class ClassifierFeatures(FeatureNetwork):
     def __init__(self, model: Model, weights: str = "") -> None:
         if not (isinstance(model, Classifies) and isinstance(model, HasFeatures)):
             raise ConfigError(f"{type(model).__name__} names no classes; train one with `mezzotint train classifier`")
-        self.model, self.weights = model.eval(), weights
+        self.model: Any = model.eval()
+        self.weights = weights
         self.data = model.identity.data if model.identity else None
         self.resize = f"bicubic, antialiased, {self.data.image_size} px" if self.data else "none"
         self.dims = 0  # known after the first picture
@@ -120,12 +128,11 @@ class ClassifierFeatures(FeatureNetwork):
         """Penultimate features and logits."""
         if self.data and levels.shape[1] != self.data.channels:
             raise ConfigError(
-                f"this classifier was trained on pictures of {self.data.channels} channel(s), and these have {levels.shape[1]};"
-                " train one on the same data"
+                f"this classifier learned from pictures of {self.data.channels} channel(s), and these have"
+                f" {levels.shape[1]}; train one on the same data"
             )
         shown = clean(levels, self.data.image_size) if self.data else levels
         images = (shown / 127.5 - 1).to(self.model.device)
-        assert isinstance(self.model, Classifies) and isinstance(self.model, HasFeatures)  # for the type checker
         features = self.model.features(images)
         self.dims = features.shape[1]
         return Description(features, self.model.classify(images))
@@ -165,17 +172,16 @@ class EfficientNetFeatures(FeatureNetwork):
 class InceptionFeatures(FeatureNetwork):
     """The network of FID, KID and the Inception Score: TensorFlow's 2015 graph, 2048 pooled features.
 
-    weights  the published `pt_inception-2015-12-05-6726825d.pth` (its checksum is verified) or its tensors as safetensors;
-             a path, or `hf:owner/name/file` on the hub; where none is given, $MEZZOTINT_INCEPTION
+    weights  the published `pt_inception-2015-12-05-6726825d.pth` (its checksum is verified) or its tensors as
+             safetensors; a path, or `hf:owner/name/file` on the hub; where none is given, $MEZZOTINT_INCEPTION
 
-    Raises `ConfigError` where there are no weights, `CheckpointError` where they are not those of the published network.
+    Raises `ConfigError` where there are no weights, `CheckpointError` where they are not those of this network.
     """
 
     name = "inception"
     dims = 2048
     resize = "TensorFlow-1 bilinear, 299 px"
-    distance = "fid"
-    kernel = "kid"
+    names = ("fid", "kid", "inception_score")
 
     def __init__(self, weights: str | os.PathLike[str] | None = None) -> None:
         from .inception import InceptionV3
@@ -183,8 +189,8 @@ class InceptionFeatures(FeatureNetwork):
         place = weights or os.environ.get(INCEPTION_PLACE)
         if not place:
             raise ConfigError(
-                f"the features inception need the published weights {INCEPTION_FILE}: set {INCEPTION_PLACE} to that file,"
-                " or measure with the features classifier or efficientnet_lite0"
+                f"the features inception need the published weights {INCEPTION_FILE}: set {INCEPTION_PLACE} to that"
+                " file, or measure with the features classifier or efficientnet_lite0"
             )
         file = _local(place)
         with torch.device("meta"):
@@ -211,7 +217,7 @@ def _inception_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _fill(network: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
-    """Put the tensors in place of the network's meta tensors; how many batches were counted in training is no weight."""
+    """Put the tensors in place of the network's meta tensors; the count of training batches is no weight."""
     counters = {name: torch.tensor(0) for name in network.state_dict() if name.endswith("num_batches_tracked")}
     try:
         network.load_state_dict({**counters, **tensors}, strict=True, assign=True)
@@ -226,11 +232,13 @@ def _local(place: str | os.PathLike[str]) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    owner, name, file = (text[3:].split("/", 2) + ["", ""])[:3]
+    owner, name, file = [*text[3:].split("/", 2), "", ""][:3]
     try:
         return Path(hf_hub_download(f"{owner}/{name}", file))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise CheckpointError(f"{text} cannot be had from the hub ({str(error).splitlines()[0]}); give a local file") from None
+        raise CheckpointError(
+            f"{text} cannot be had from the hub ({str(error).splitlines()[0]}); give a local file"
+        ) from None
 
 
 def _sha256(file: Path) -> str:

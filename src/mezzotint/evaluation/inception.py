@@ -1,7 +1,7 @@
 """The Inception-v3 of the Fréchet Inception Distance: TensorFlow's 2015-12-05 graph, not the network of the paper.
 
-Szegedy et al. 2016 (arXiv 1512.00567) as TensorFlow released it: 1008 logits, average pools that leave the padding out of
-the mean, and a max pool in the last block. Parameters have the names of the published conversion
+Szegedy et al. 2016 (arXiv 1512.00567) as TensorFlow released it: 1008 logits, average pools that leave the padding out
+of the mean, and a max pool in the last block. Parameters have the names of the published conversion
 `pt_inception-2015-12-05-6726825d.pth`, so its state dict loads as it is.
 """
 
@@ -90,8 +90,12 @@ class Mixed(nn.Module):
 
 def block_a(c_in: int, pool: int) -> Mixed:
     """35 x 35: factorised 5x5."""
-    double = [(64, 1), (96, 3), (96, 3)]
-    return Mixed(c_in, {"branch1x1": [(64, 1)], "branch5x5": [(48, 1), (64, 5)], "branch3x3dbl": double}, pool)
+    paths: dict[str, Path] = {
+        "branch1x1": [(64, 1)],
+        "branch5x5": [(48, 1), (64, 5)],
+        "branch3x3dbl": [(64, 1), (96, 3), (96, 3)],
+    }
+    return Mixed(c_in, paths, pool)
 
 
 def block_b(c_in: int) -> Mixed:
@@ -101,7 +105,8 @@ def block_b(c_in: int) -> Mixed:
 
 def block_c(c_in: int, c: int) -> Mixed:
     """17 x 17: 7x7 as 1x7 and 7x1."""
-    wide, tall = (1, 7), (7, 1)
+    wide: Kernel = (1, 7)
+    tall: Kernel = (7, 1)
     paths: dict[str, Path] = {
         "branch1x1": [(192, 1)],
         "branch7x7": [(c, 1), (c, wide), (192, tall)],

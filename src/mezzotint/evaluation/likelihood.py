@@ -12,6 +12,7 @@ from ..core.batch import PictureRandom
 from ..core.errors import ConfigError
 from ..core.likelihood import bits_per_dim, discrete_log_prob
 from ..core.model import HasELBO, HasLogProb
+from ..data.loader import PIXELS
 from .features import to_levels
 
 Pixels = Literal["levels", "dequantised", "binary"]
@@ -31,16 +32,17 @@ def mean_bits_per_dim(
 ) -> BitsPerDim:
     """-log2 p(x) / D, the mean over pictures (B, C, H, W) in [-1, 1] that come in batches of any size.
 
-    pixels  what the model's likelihood is of: "levels": the probability of the 8-bit picture; "dequantised": a density over
-            [-1, 1], here at x + u with u uniform in a level's cell, which bounds the probability from below (Theis et al.
-            2016, arXiv 1511.01844, section 3.1); "binary": the probability of the picture with pixels in {-1, 1}
+    pixels  what the likelihood is of: "levels": the probability of the 8-bit picture; "dequantised": a density over
+            [-1, 1], here at x + u with u uniform in a level's cell, which bounds the probability from below (Theis et
+            al. 2016, arXiv 1511.01844, section 3.1); "binary": the probability of a picture with pixels in {-1, 1},
+            drawn with its grey levels as chances
     seed    of u: picture k has seed `seed + k`
     """
     total, pictures, dims = 0.0, 0, 1
     for images in batches:
         dims = images[0].numel()
         seeds = range(seed + pictures, seed + pictures + len(images))
-        shown = dequantised(images, seeds) if pixels == "dequantised" else images
+        shown = PIXELS[pixels](to_levels(images), PictureRandom(list(seeds), images.device))
         log_prob = model.log_prob(shown) if isinstance(model, HasLogProb) else model.elbo(shown)
         log_prob = log_prob.double()
         if pixels == "dequantised":
@@ -51,9 +53,3 @@ def mean_bits_per_dim(
         raise ConfigError("bits per dimension need at least one picture")
     exact = isinstance(model, HasLogProb) and pixels != "dequantised"
     return BitsPerDim(bits_per_dim(total / pictures, dims), not exact, pictures)
-
-
-def dequantised(images: Tensor, seeds: Iterable[int]) -> Tensor:
-    """Pictures in [-1, 1] with each pixel uniform in the cell of its level l: 2 (l + u) / 256 - 1."""
-    noise = PictureRandom(list(seeds), images.device).uniform(*images.shape[1:])
-    return (to_levels(images) + noise) / 128 - 1

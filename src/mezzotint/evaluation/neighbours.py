@@ -16,7 +16,9 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from .statistics import as_pair
 
-ROUNDING = 64 * torch.finfo(torch.float64).eps  # of a squared distance from matrix products, relative to the squared norms
+ROUNDING = (
+    64 * torch.finfo(torch.float64).eps
+)  # of a squared distance from matrix products, relative to the squared norms
 BLOCK = 1024  # rows at a time
 
 
@@ -38,7 +40,9 @@ def precision_recall_density_coverage(real: Tensor, fake: Tensor, k: int = 5, bl
     """
     real, fake = _centred(real, fake)
     if not 1 <= k < min(len(real), len(fake)):
-        raise ConfigError(f"k = {k} neighbours need at least {k + 1} pictures in each set, not {len(real)} and {len(fake)}")
+        raise ConfigError(
+            f"k = {k} neighbours need at least {k + 1} pictures in each set, not {len(real)} and {len(fake)}"
+        )
     balls = torch.zeros(len(fake), dtype=torch.int64)  # real balls around each fake
     covered = torch.zeros(len(real), dtype=torch.bool)
     for rows, inside in _within(fake, real, _squared_radii(real, k, block), block):
@@ -69,14 +73,16 @@ def nearest(queries: Tensor, references: Tensor, k: int = 1, block: int = BLOCK)
         raise ConfigError(f"{k} nearest pictures cannot be found among {len(y)}")
     indices = torch.cat([_squared_distances(part, y).topk(k, largest=False).indices for part in x.split(block)])
     exact = torch.stack([_exact(x, y[column]) for column in indices.T], 1)  # (N, k)
-    exact, order = exact.sort(1, stable=True)
+    exact, order = exact.sort(dim=1, stable=True)
     return Nearest(exact.sqrt(), indices.gather(1, order))
 
 
 class Memorisation(NamedTuple):
     """Are samples nearer to the training pictures than new pictures of the same kind are?"""
 
-    closer: float  # P(a sample is nearer to its nearest training picture than a held-out picture to its own): .5 is right
+    closer: (
+        float  # P(a sample is nearer to its nearest training picture than a held-out picture to its own): .5 is right
+    )
     ratio: float  # median distance of samples / median distance of held-out pictures: 1 is right, 0 is copying
     copies: float  # share of samples nearer than all but 1 % of the held-out pictures: .01 is right, 1 is copying
 
@@ -90,7 +96,7 @@ def memorisation(sample_distances: Tensor, test_distances: Tensor) -> Memorisati
     samples, test = sample_distances.double(), test_distances.double().sort().values
     above = len(test) - torch.searchsorted(test, samples, right=True)  # held-out pictures that are farther
     tied = torch.searchsorted(test, samples, right=True) - torch.searchsorted(test, samples)
-    closer = (above + 0.5 * tied).mean().item() / len(test)
+    closer = (above + 0.5 * tied.double()).mean().item() / len(test)
     ratio = samples.median() / test.median()
     return Memorisation(closer, ratio.item(), (samples < torch.quantile(test, 0.01)).double().mean().item())
 

@@ -1,4 +1,4 @@
-"""Resizing as the published metrics do it, in torch alone. The result of a metric depends on it, so it always has a name.
+"""Resizing as the published metrics do it, in torch alone. A metric depends on it, so it always has a name.
 
 Grey levels are floats in [0, 255] throughout.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def tf1_bilinear(levels: Tensor, size: int) -> Tensor:
-    """(B, C, H, W) to (B, C, size, size) as TensorFlow 1.x: output pixel i is read at i * H / size, without antialiasing.
+    """(B, C, H, W) to (B, C, size, size) as TensorFlow 1.x: output pixel i is read at i H / size, without antialiasing.
 
     FID was defined with it: pictures are shifted by up to half a pixel and large ones are aliased (Parmar et al. 2022,
     arXiv 2104.11222, section 3). For comparison with published numbers only.

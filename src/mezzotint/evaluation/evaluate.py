@@ -1,0 +1,312 @@
+"""Judge a trained model: draw pictures, describe them and real ones, and report numbers with their protocol."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, DataError
+from ..core.model import Classifies, HasELBO, HasLogProb, Model, Samples
+from ..systems import find, load
+from .describing import THUMBNAIL, Described, Describer, spread_over, thumbnails
+from .distances import Estimate, accuracy, frechet_distance, inception_score, kernel_distance
+from .features import INCEPTION_PLACE, ClassifierFeatures, FeatureNetwork, open_features
+from .likelihood import mean_bits_per_dim
+from .neighbours import memorisation, nearest, precision_recall_density_coverage
+from .results import Evaluation, Neighbours, Number, read_curves
+
+if TYPE_CHECKING:
+    from ..data.pictures import Pictures
+
+K = 5  # neighbours whose distance is the radius of a ball
+SPLITS = 10  # of the Inception Score
+MOST_TRAINING = 20_000  # training pictures among which neighbours are looked for
+NEIGHBOURS_SHOWN = (10, 4)  # samples, and nearest training pictures of each
+
+MEANINGS = {  # what each number asks, and where the answer should be
+    "frechet": ("lower", "Fréchet distance between means and covariances of the features of samples and real pictures"),
+    "kernel": (
+        "lower",
+        "squared distance of feature distributions without assuming Gaussians; unbiased, so 0 is equal",
+    ),
+    "precision": ("higher", "share of samples among the real pictures: are they plausible?"),
+    "recall": ("higher", "share of real pictures among the samples: is everything there?"),
+    "density": ("higher", "in how many neighbourhoods of real pictures a sample lies, over k; real ones score about 1"),
+    "coverage": ("higher", "share of real pictures with a sample in their neighbourhood"),
+    "score": (
+        "higher",
+        "how surely samples are recognised and how evenly classes occur: from 1 to the number of classes",
+    ),
+    "class_accuracy": ("higher", "share of samples that the classifier takes for the class that was asked for"),
+    "closer_than_test": ("0.5", "chance that a sample is nearer to the training pictures than a held-out picture is"),
+    "distance_ratio": ("1", "median distance to the nearest training picture, samples over held-out; 0 is copying"),
+    "copies": ("0.01", "share of samples nearer to a training picture than all but 1 % of the held-out pictures"),
+    "bits_per_dim": ("lower", "bits that a pixel of a held-out picture costs"),
+    "accuracy": ("higher", "share of held-out pictures whose class is recognised"),
+}
+
+
+def evaluate(
+    model: Model,
+    test: Pictures,
+    *,
+    train: Pictures | None = None,
+    n: int = 1000,
+    features: FeatureNetwork | str | None = None,
+    classifier: Model | str | os.PathLike[str] | None = None,
+    batch_size: int = 250,
+    seeds: int = 0,
+    controls: Mapping[str, Any] | None = None,
+    run: str | os.PathLike[str] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    progress: Callable[[int], object] = lambda done: None,
+) -> Evaluation:
+    """Judge `model` by what it can do.
+
+    A model that samples draws n pictures: picture k has seed `seeds` + k and, where there are classes, class k mod
+    their number, whatever the batch size or number of processes. They are compared with held-out pictures (Fréchet and
+    kernel distance, precision, recall, density, coverage, class recognition) and with training pictures (does it
+    memorise?). A model with a likelihood or a bound gets bits per dimension, one that classifies its accuracy.
+
+    test        pictures that the model never saw
+    train       pictures that it learned from: for memorisation, and as a yardstick beside each number
+    features    a network or its name; None: Inception where its weights are, else the classifier, or efficientnet_lite0
+    classifier  a trained one or its run: recognises the classes of samples
+    controls    how to sample: steps, solver, guidance
+    run         the run directory, for its curves
+    shard       rank and number of processes; more than one needs an initialised `torch.distributed`
+    progress    called with the number of pictures just drawn
+
+    Raises `ConfigError` if the model can do nothing that is judged, `DataError` if pictures and model do not fit.
+    """
+    _check(model, test, n)
+    model.eval()
+    numbers: list[Number] = []
+    drawn: dict[str, Any] = {}
+    with torch.no_grad():
+        if isinstance(model, Samples):
+            judge = _judge(classifier)
+            describe = Describer(_network(features, judge), judge, batch_size, shard)
+            numbers, drawn = _judge_samples(
+                Sampling(model, test, n, seeds, dict(controls or {})), train, describe, progress
+            )
+        if isinstance(model, (HasLogProb, HasELBO)):
+            numbers.append(_bits_per_dim(model, test, n, batch_size, seeds))
+        if isinstance(model, Classifies):
+            numbers.append(_test_accuracy(model, test, batch_size))
+    if not numbers:
+        raise ConfigError(
+            f"{type(model).__name__} neither samples nor classifies nor knows a likelihood: nothing to judge"
+        )
+    data = {"name": test.name, "split": test.split, "pictures": len(test), "image_size": test.spec.image_size}
+    curves = read_curves(Path(run)) if run is not None else {}
+    return Evaluation(_facts(model), data, numbers, curves=curves, **drawn)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which pictures are drawn: number k has seed `seeds` + k, and class or caption k."""
+
+    model: Any  # a Model that Samples
+    test: Pictures  # where captions come from
+    n: int
+    seeds: int
+    controls: dict[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, where the model knows classes."""
+        return self.model.identity.data.classes if self.model.identity else self.test.spec.classes
+
+    @property
+    def by_caption(self) -> bool:
+        """Whether the model is told captions."""
+        return self.model.identity is not None and "captions" in find(self.model.identity.system).needs
+
+    def labels(self, places: Sequence[int]) -> Tensor | None:
+        """The class of each picture, (B,)."""
+        if self.by_caption:
+            return self.test.batch([k % len(self.test) for k in places]).labels
+        return torch.tensor([k % len(self.classes) for k in places]) if self.classes else None
+
+    def draw(self, places: Sequence[int]) -> Tensor:
+        """The pictures at these places, (B, C, H, W)."""
+        captions = self.test.batch([k % len(self.test) for k in places]).captions if self.by_caption else None
+        condition = {"labels": self.labels(places), "captions": captions}
+        given = {name: value for name, value in condition.items() if value is not None}
+        return self.model.sample(len(places), seeds=[self.seeds + k for k in places], **given, **self.controls)
+
+    def protocol(self) -> dict[str, Any]:
+        """In words."""
+        condition = f"captions of {self.test.split}" if self.by_caption else f"k mod {len(self.classes)}"
+        told = {"classes": condition} if self.by_caption or self.classes else {}
+        return {"n": self.n, "seeds": f"{self.seeds}...{self.seeds + self.n - 1}", **told, **self.controls}
+
+
+def _judge_samples(
+    sampling: Sampling, train: Pictures | None, describe: Describer, progress: Callable[[int], object]
+) -> tuple[list[Number], dict[str, Any]]:
+    """The numbers of n samples, and what the report shows of them."""
+    test, network = sampling.test, describe.network
+    fake = describe(sampling.n, sampling.draw, progress)
+    real = _describe_real(test, sampling.n, describe)
+    yardstick = _describe_real(train, sampling.n, describe) if train is not None else None
+    protocol = {
+        **sampling.protocol(),
+        "reference": f"{len(real.features)} {test.split} pictures of {test.name}",
+        "features": f"{network.name}, {real.features.shape[1]}-d" + (f", {network.weights}" if network.weights else ""),
+        "resize": network.resize,
+    }
+    values = compare(real, fake, network)
+    same = compare(real, yardstick, network) if yardstick is not None else {}
+    numbers = [
+        _number(key, name, value, {**protocol, **more}, same[key][1].mean if key in same else None)
+        for key, (name, value, more) in values.items()
+    ]
+    shown: dict[str, Any] = {"samples": fake.pictures}
+    labels = sampling.labels(range(sampling.n))
+    if labels is not None:
+        shown["labels"] = [sampling.classes[k] for k in labels[: len(fake.pictures)]]
+        if fake.guesses is not None:
+            judge = describe.judge
+            more = {**sampling.protocol(), "classifier": (judge.weights or judge.name) if judge else ""}
+            numbers.append(
+                _number("class_accuracy", "class_accuracy", Estimate(accuracy(fake.guesses, labels), 0.0), more)
+            )
+    if train is not None:
+        memorised, shown["neighbours"] = _memorisation(sampling, train, real, fake)
+        numbers += memorised
+    return numbers, shown
+
+
+def _describe_real(pictures: Pictures, n: int, describe: Describer) -> Described:
+    chosen = spread_over(len(pictures), n)
+    return describe(len(chosen), lambda places: pictures.batch([chosen[k] for k in places]).images)
+
+
+def compare(
+    real: Described, other: Described, network: FeatureNetwork
+) -> dict[str, tuple[str, Estimate, dict[str, Any]]]:
+    """How near `other` is to `real`: by question, the number's name, its value, and what is special to its protocol."""
+    k = min(K, len(real.features) - 1, len(other.features) - 1)
+    distance = Estimate(frechet_distance(real.features, other.features), 0.0)
+    kernel = {"kernel": "(x.y/D + 1)^3, unbiased, all pairs"}
+    answers: dict[str, tuple[str, Estimate, dict[str, Any]]] = {
+        "frechet": (network.frechet_name, distance, {}),
+        "kernel": (network.kernel_name, kernel_distance(real.features, other.features), kernel),
+    }
+    shares = precision_recall_density_coverage(real.features, other.features, k)._asdict()
+    answers |= {name: (name, Estimate(share, 0.0), {"k": k}) for name, share in shares.items()}
+    if other.logits is not None:
+        splits = min(SPLITS, len(other.logits))
+        answers["score"] = (network.score_name, inception_score(other.logits, splits), {"splits": splits})
+    return answers
+
+
+def _memorisation(
+    sampling: Sampling, train: Pictures, real: Described, fake: Described
+) -> tuple[list[Number], Neighbours]:
+    """How near samples and held-out pictures are to the training pictures, and the nearest ones to look at."""
+    chosen = spread_over(len(train), MOST_TRAINING)
+    known = torch.cat([thumbnails(train.batch(chosen[i : i + 1000]).images) for i in range(0, len(chosen), 1000)])
+    samples, k = NEIGHBOURS_SHOWN
+    found = nearest(fake.thumbnails, known, min(k, len(known)))
+    memorised = memorisation(found.distances[:, 0], nearest(real.thumbnails, known).distances[:, 0])
+    size = min(THUMBNAIL, train.spec.image_size)
+    protocol = {
+        **sampling.protocol(),
+        "training": f"{len(chosen)} of {len(train)} {train.split} pictures",
+        "held-out": f"{len(real.thumbnails)} {sampling.test.split} pictures",
+        "distance": f"Euclidean, grey levels at {size} px",
+    }
+    names = {"closer_than_test": memorised.closer, "distance_ratio": memorised.ratio, "copies": memorised.copies}
+    numbers = [_number(name, name, Estimate(value, 0.0), protocol) for name, value in names.items()]
+    rows = found.indices[:samples]  # (K, k)
+    beside = train.batch([chosen[i] for i in rows.flatten().tolist()]).images.unflatten(0, rows.shape)
+    distances = found.distances[:samples] / known.shape[1] ** 0.5
+    return numbers, Neighbours(fake.pictures[:samples], beside, distances)
+
+
+def _bits_per_dim(model: Any, test: Pictures, n: int, batch_size: int, seed: int) -> Number:
+    chosen = spread_over(len(test), n)
+    batches = (
+        test.batch(chosen[i : i + batch_size]).images.to(model.device) for i in range(0, len(chosen), batch_size)
+    )
+    identity = model.identity
+    pixels = find(identity.system).stage(identity.stage).recipes[identity.size].pixels if identity else "levels"
+    result = mean_bits_per_dim(model, batches, pixels=pixels, seed=seed)
+    protocol = {
+        "n": result.pictures,
+        "reference": f"{test.split} pictures of {test.name}",
+        "pixels": pixels,
+        "value": "upper bound" if result.bound else "exact",
+    }
+    return _number("bits_per_dim", "bits_per_dim", Estimate(result.value, 0.0), protocol)
+
+
+def _test_accuracy(model: Any, test: Pictures, batch_size: int) -> Number:
+    right = 0.0
+    for start in range(0, len(test), batch_size):
+        batch = test.batch(range(start, min(start + batch_size, len(test))))
+        if batch.labels is None:
+            raise DataError(f"{test.name} has no labels, so a classifier cannot be judged by it")
+        right += accuracy(model.classify(batch.images.to(model.device)).cpu(), batch.labels) * len(batch)
+    protocol = {"n": len(test), "reference": f"{test.split} pictures of {test.name}"}
+    return _number("accuracy", "accuracy", Estimate(right / len(test), 0.0), protocol)
+
+
+def _number(key: str, name: str, value: Estimate, protocol: dict[str, Any], real: float | None = None) -> Number:
+    best, meaning = MEANINGS[key]
+    return Number(name, value.mean, best, meaning, protocol, value.std or None, real)
+
+
+def _check(model: Model, test: Pictures, n: int) -> None:
+    if n < 2 or len(test) < 2:
+        raise ConfigError(f"judging needs at least 2 samples and 2 held-out pictures, not {n} and {len(test)}")
+    if model.identity is None:
+        return
+    built, given = model.identity.data, test.spec
+    if (built.image_size, built.channels) != (given.image_size, given.channels):
+        raise DataError(
+            f"the model knows {built.image_size} px pictures of {built.channels} channel(s), and {test.name} has"
+            f" {given.image_size} px pictures of {given.channels}; open the data with the model's size"
+        )
+
+
+def _judge(classifier: Model | str | os.PathLike[str] | None) -> ClassifierFeatures | None:
+    if classifier is None:
+        return None
+    if isinstance(classifier, Model):
+        return ClassifierFeatures(classifier)
+    return ClassifierFeatures(load(classifier), weights=os.fspath(classifier))
+
+
+def _network(features: FeatureNetwork | str | None, judge: ClassifierFeatures | None) -> FeatureNetwork:
+    if isinstance(features, FeatureNetwork):
+        return features
+    if judge and features == "classifier":
+        return judge
+    if features is not None:
+        return open_features(features)
+    if os.environ.get(INCEPTION_PLACE):
+        return open_features("inception")
+    return judge or open_features("efficientnet_lite0")
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    facts: dict[str, Any] = {"class": type(model).__name__}
+    if model.identity:
+        system = find(model.identity.system)
+        facts = {
+            "system": system.name,
+            "title": system.title,
+            "stage": model.identity.stage,
+            "size": model.identity.size,
+        }
+    return {**facts, "parameters": sum(p.numel() for p in model.parameters())}

@@ -1,0 +1,100 @@
+"""Bits per dimension against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mezzotint.core.errors import ConfigError
+from mezzotint.evaluation.likelihood import mean_bits_per_dim
+
+LEVELS = torch.arange(256, dtype=torch.float64)
+
+
+class Discretised(nn.Module):
+    """Independent pixels whose level has the mass that a distribution over [0, 256) gives to its cell."""
+
+    def __init__(self, cdf) -> None:
+        super().__init__()
+        edges = torch.arange(257, dtype=torch.float64)
+        mass = cdf(edges).diff()
+        self.probability = mass / mass.sum()
+
+    def log_prob(self, images):
+        level = ((images.double() + 1) * 127.5).round().long()
+        return self.probability.log()[level].flatten(1).sum(1)
+
+
+def every_level_as_often_as_probable(probability: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One-pixel pictures of all levels, and the probability of each: the exact expectation needs no sampling."""
+    return (LEVELS / 127.5 - 1).float().view(256, 1, 1, 1), probability
+
+
+@pytest.mark.parametrize(
+    ("name", "cdf"),
+    [
+        ("logistic", lambda x: torch.sigmoid((x - 100) / 9)),
+        ("Gaussian", lambda x: torch.special.ndtr((x - 140) / 20)),
+    ],
+)
+def test_discretised_pixels_cost_their_entropy(name, cdf, truth):
+    """E[-log2 p] over the model's own pixels is its entropy, which is a finite sum."""
+    model = Discretised(cdf)
+    images, p = every_level_as_often_as_probable(model.probability)
+    bits = torch.tensor([mean_bits_per_dim(model, [image[None]]).value for image in images], dtype=torch.float64)
+    entropy = -(p * p.log2()).sum()
+    truth("bits per dimension", f"discretised {name}", "entropy of 256 levels", abs((p * bits).sum() - entropy), 1e-12)
+
+
+def test_uniform_pixels_cost_eight_bits(truth):
+    model = Discretised(lambda x: x / 256)
+    images = (torch.randint(0, 256, (10, 3, 4, 4)) / 127.5 - 1).split([3, 7])
+    result = mean_bits_per_dim(model, images)
+    assert (result.bound, result.pictures) == (False, 10)
+    truth("bits per dimension", "uniform pixels", "8", abs(result.value - 8), 1e-12)
+
+
+class Density(nn.Module):
+    """The uniform density over [-1, 1]^D."""
+
+    def log_prob(self, images):
+        assert images.abs().max() < 1
+        return torch.full((len(images),), -images[0].numel() * math.log(2.0))
+
+
+def test_a_uniform_density_costs_eight_bits_and_is_a_bound(truth):
+    images = torch.randint(0, 256, (10, 1, 4, 4)) / 127.5 - 1
+    result = mean_bits_per_dim(Density(), [images], pixels="dequantised")
+    assert result.bound
+    truth("bits per dimension", "uniform density, dequantised", "8", abs(result.value - 8), 1e-6)
+
+
+class Bound(nn.Module):
+    def elbo(self, images):
+        return torch.full((len(images),), -100.0)
+
+
+def test_an_elbo_is_reported_as_a_bound():
+    result = mean_bits_per_dim(Bound(), [torch.zeros(2, 1, 5, 5)])
+    assert result.bound
+    assert result.value == pytest.approx(100 / 25 / math.log(2), rel=1e-12)
+
+
+def test_batches_do_not_change_it():
+    """The noise of dequantisation belongs to the picture, not to the batch."""
+
+    class Peaked(nn.Module):
+        def log_prob(self, images):
+            return -50 * images.double().square().flatten(1).sum(1)
+
+    images = torch.rand(9, 1, 3, 3) * 2 - 1
+    whole = mean_bits_per_dim(Peaked(), [images], pixels="dequantised").value
+    assert mean_bits_per_dim(Peaked(), images.split(2), pixels="dequantised").value == pytest.approx(whole, rel=1e-12)
+
+
+def test_no_pictures_no_number():
+    with pytest.raises(ConfigError, match="at least one picture"):
+        mean_bits_per_dim(Bound(), [])
