@@ -49,6 +49,9 @@ class UNetConfig(Config):
         for width in self.widths:
             if width % self.groups:
                 raise ConfigError(f"{self.groups} groups do not divide a level of {width} channels; change groups")
+        attending = [width for width, yes in zip(self.widths, self.attention) if yes]
+        attending += [self.widths[-1]] if self.middle and self.middle_attention else []
+        for width in attending:
             if self.head_dim and width % self.head_dim:
                 raise ConfigError(f"heads of {self.head_dim} do not divide {width} channels; change head_dim")
 

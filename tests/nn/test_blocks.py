@@ -1,0 +1,130 @@
+"""The blocks of the networks, each against its formula."""
+
+import math
+
+import pytest
+import torch
+
+from mezzotint.core.errors import ConfigError
+from mezzotint.nn.attention import Attention, attend, attend_plainly
+from mezzotint.nn.blocks import Downsample, ResBlock, Upsample
+from mezzotint.nn.embeddings import sinusoids
+from mezzotint.nn.precision import autocast, best_precision
+from mezzotint.nn.unet import UNet, UNetConfig
+
+
+@pytest.mark.parametrize("tokens", [1, 49, 256, 1100])
+def test_plain_attention_is_the_fused_kernel(truth, tokens):
+    q, k, v = torch.randn(3, 2, 2, tokens, 16, dtype=torch.float64)
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    error = max((attend(q, k, v) - fused).abs().max(), (attend_plainly(q, k, v) - fused).abs().max())
+    truth("attention", f"{tokens} tokens, float64", "torch's fused kernel", error, 1e-13)
+
+
+def test_the_gradient_of_plain_attention_is_the_fused_kernels(truth):
+    q, k, v = (torch.randn(2, 2, 30, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    up = torch.randn(2, 2, 30, 8, dtype=torch.float64)
+    ours = torch.autograd.grad(attend_plainly(q, k, v), (q, k, v), up)
+    fused = torch.autograd.grad(torch.nn.functional.scaled_dot_product_attention(q, k, v), (q, k, v), up)
+    error = max((a - b).abs().max() for a, b in zip(ours, fused))
+    truth("attention", "gradient, float64", "torch's fused kernel", error, 1e-13)
+
+
+def test_attention_does_not_know_where_a_pixel_is():
+    attention, x = Attention(8, head_dim=4, groups=4).double(), torch.randn(2, 8, 4, 4, dtype=torch.float64)
+    order = torch.randperm(16)
+    shuffled = attention(x.flatten(2)[:, :, order].view_as(x))
+    torch.testing.assert_close(shuffled, attention(x).flatten(2)[:, :, order].view_as(x))
+
+
+@pytest.mark.parametrize(("cosine_first", "freq_shift"), [(False, 1.0), (True, 0.0)])
+def test_sinusoids_are_their_formula(truth, cosine_first, freq_shift):
+    t, dim = torch.tensor([0.0, 1.0, 37.5, 999.0]), 16
+    waves = sinusoids(t, dim, cosine_first=cosine_first, freq_shift=freq_shift)
+    worst = 0.0
+    for row, time in enumerate(t.tolist()):
+        for k in range(8):
+            phase = time * 10_000 ** (-k / (8 - freq_shift))
+            pair = (math.cos(phase), math.sin(phase)) if cosine_first else (math.sin(phase), math.cos(phase))
+            worst = max(worst, abs(float(waves[row, k]) - pair[0]), abs(float(waves[row, k + 8]) - pair[1]))
+    truth("sinusoids", f"cosine_first={cosine_first}, float32", "math.sin and math.cos", worst, 1e-4)
+
+
+def test_an_odd_number_of_sinusoids_is_padded():
+    waves = sinusoids(torch.tensor([3.0]), 7)
+    assert waves.shape == (1, 7)
+    assert waves[0, -1] == 0
+
+
+@pytest.mark.parametrize("resample", [None, "up", "down"])
+@pytest.mark.parametrize("scale_shift", [False, True])
+def test_a_block_changes_width_and_resolution(resample, scale_shift):
+    block = ResBlock(8, 12, groups=4, resample=resample, scale_shift=scale_shift)
+    side = {None: 6, "up": 12, "down": 3}[resample]
+    assert block(torch.randn(2, 8, 6, 6), torch.randn(2, block.time_width)).shape == (2, 12, side, side)
+
+
+def test_changes_of_resolution():
+    x = torch.randn(1, 4, 6, 6)
+    assert Upsample(4)(x).shape == (1, 4, 12, 12)
+    assert Downsample(4)(x).shape == Downsample(4, padding=0)(x).shape == (1, 4, 3, 3)
+
+
+@pytest.mark.parametrize("resample", ["conv", "resnet"])
+@pytest.mark.parametrize("time_norm", ["shift", "scale_shift"])
+def test_gradient_reaches_every_parameter(resample, time_norm):
+    config = UNetConfig(8, (1, 2), 1, (False, True), groups=4, resample=resample, time_norm=time_norm)
+    unet = UNet(config, 1, 1, classes=3)
+    x, labels = torch.randn(6, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+    (unet(x, torch.rand(6) * 1000, labels) - x).square().sum().backward()
+    silent = [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    # What a key adds to all queries alike is the same for every token, and softmax does not see it.
+    assert not silent
+
+
+def test_a_new_network_answers_almost_nothing():
+    unet = UNet(UNetConfig(8, (1, 2), 1, (False, True), groups=4), 1, 1)
+    assert unet(torch.randn(2, 1, 8, 8), torch.rand(2)).abs().max() < 1e-2
+
+
+def test_a_network_without_classes_takes_no_labels():
+    config = UNetConfig(8, (1,), 1, (False,), groups=4)
+    with pytest.raises(ValueError, match="no classes"):
+        UNet(config, 1, 1)(torch.zeros(1, 1, 4, 4), torch.zeros(1), torch.tensor([0]))
+    with pytest.raises(ValueError, match="labels"):
+        UNet(config, 1, 1, classes=2)(torch.zeros(1, 1, 4, 4), torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [(dict(groups=5), "groups"), (dict(attention=(True,)), "levels"), (dict(head_dim=5), "head_dim")],
+)
+def test_architectures_that_cannot_be_are_refused(changes, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        UNetConfig(**{**dict(channels=8, multipliers=(1, 2), attention=(False, True), groups=4), **changes})
+
+
+def test_pictures_that_cannot_be_halved_are_refused():
+    with pytest.raises(ConfigError, match="multiple of 2"):
+        UNet(UNetConfig(8, (1, 2), 1, (False, True), groups=4), 1, 1, image_size=7)
+
+
+def test_low_precision_stays_near(truth):
+    """bf16 keeps 8 bits: the answers of the whole network differ by about one part in a hundred."""
+    unet = UNet(UNetConfig(16, (1, 2), 1, (False, True), groups=4), 1, 1)
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, t = torch.randn(4, 1, 8, 8), torch.rand(4) * 1000
+    with torch.no_grad():
+        expected = unet(x, t)
+        with autocast("cpu", "bf16"):
+            error = (unet(x, t).float() - expected).abs().max() / expected.abs().max()
+    truth("UNet", "bf16, relative to the largest output", "float32", error, 5e-2)
+
+
+def test_precisions_have_names():
+    assert best_precision("cpu") in ("fp32", "bf16")
+    with autocast("cpu", "fp32"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    with pytest.raises(ConfigError, match="'bf16'"):
+        autocast("cpu", "bf61")
