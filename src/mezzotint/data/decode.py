@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..core.errors import DataError
+
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "box": Image.Resampling.BOX,
@@ -21,7 +23,7 @@ MOST_PIXELS = 100_000_000  # a larger picture is taken for a decompression bomb
 DEEP_GREY = {"I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes for 16 bits in one channel
 
 
-class Damaged(Exception):
+class Damaged(DataError):
     """This one file is no usable picture; the message says why."""
 
 
@@ -55,9 +57,7 @@ def load(file: Path | bytes) -> Image.Image:
             return _flatten(ImageOps.exif_transpose(image))
     except Damaged:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's readers raise almost anything on damaged bytes: struct.error, SyntaxError, ...
+    except Exception as error:  # damaged bytes make Pillow raise almost anything: struct.error, SyntaxError, ...
         raise Damaged(_reason(file, error)) from None
 
 

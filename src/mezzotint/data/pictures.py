@@ -76,6 +76,11 @@ class Pictures(ABC):
         rows = self.rows(indices)
         return Batch(rows.levels / 127.5 - 1, rows.labels, rows.captions)
 
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        """Threads that decode; made when the first picture is to be decoded."""
+        return ThreadPoolExecutor(workers())
+
 
 class Shuffled:
     """One random permutation of the whole set after another, without a seam between them."""
@@ -157,10 +162,6 @@ class OnDisk(Pictures):
         following = itertools.chain(range(index, len(self)), range(index))
         return first_good((self.entries[k] for k in following), self.framing, self._damage)
 
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(workers())
-
 
 class Stream(Protocol):
     """Pictures that can only be read one after the other."""
@@ -181,6 +182,7 @@ class Streamed(Pictures):
         self.framing = framing
         self.stream = stream
         self.length = length  # 0: unknown
+        self._read = 0
         self._damage = Damage(name, self.skipped, STREAM_TRIAL)
 
     def __len__(self) -> int:
@@ -205,13 +207,13 @@ class Streamed(Pictures):
 
     def decode(self, entries: Sequence[Entry], mine: Sequence[int]) -> Rows:
         """Of these consecutive pictures those at the places `mine`."""
-        self._damage.total = max(self._damage.total, len(entries))
-        found = [first_good([*entries[k::-1], *entries[:k:-1]], self.framing, self._damage) for k in mine]
-        return gather(found, self.spec)
+        self._read += len(entries)  # damage is judged by its share of what has been read
+        self._damage.total = max(self._read, STREAM_TRIAL)
 
-    def read(self, n: int) -> None:
-        """Damage is judged by the share of the n pictures that have been read."""
-        self._damage.total = max(self._damage.total, n)
+        def nearest_good(k: int) -> tuple[Entry, np.ndarray]:
+            return first_good([*entries[k::-1], *entries[:k:-1]], self.framing, self._damage)
+
+        return gather(self._pool.map(nearest_good, mine), self.spec)
 
 
 class Cursor:
@@ -229,7 +231,6 @@ class Cursor:
             self._at, self._entries = 0, self._endless()
         entries = list(itertools.islice(self._entries, start - self._at, stop - self._at))
         self._at = stop
-        self.pictures.read(stop)
         return self.pictures.decode(entries, mine)
 
     def _endless(self) -> Iterator[Entry]:

@@ -84,9 +84,7 @@ class RowStream:
             try:
                 for row in stream:
                     yield {**(row["json"] or {}), **row} if isinstance(row.get("json"), Mapping) else row
-            except (
-                Exception
-            ) as error:  # a cut-off archive, a lost connection: each reader of `datasets` has errors of its own
+            except Exception as error:  # a cut-off archive, a lost connection: every reader has errors of its own
                 raise DataError(
                     f"{self.name} cannot be read to its end ({_first_line(error)}); fetch it again"
                 ) from error
@@ -182,8 +180,8 @@ def _choose_streams(
 
 
 def _shard_split(shard: Path) -> str:
-    words = re.split(r"[^a-z]+", f"{shard.parent.name}/{shard.stem}".lower())
-    return "test" if set(words) & set(FOLDERS["test"]) else "train"
+    words = {shard.parent.name.lower(), *re.split(r"[^a-z]+", shard.stem.lower())}
+    return "test" if words & set(FOLDERS["test"]) else "train"
 
 
 def _content(picture: Mapping[str, Any] | None) -> bytes:
