@@ -54,7 +54,8 @@ def load(file: Path | bytes) -> Image.Image:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             _refuse_bombs(image)
             image.load()
-            return _flatten(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _flatten(image)
     except Damaged:
         raise
     except Exception as error:  # damaged bytes make Pillow raise almost anything: struct.error, SyntaxError, ...
@@ -75,7 +76,8 @@ def probe(file: Path | bytes) -> None:
 def frame(image: Image.Image, framing: Framing) -> np.ndarray:
     """Grey levels (C, S, S) uint8 of a picture in mode "L" or "RGB"."""
     size = (framing.image_size, framing.image_size)
-    image = image.convert("L" if framing.channels == 1 else "RGB")
+    mode = "L" if framing.channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
     if framing.crop == "pad":
         image = ImageOps.pad(image, size, FILTERS[framing.filter], color="white")
     elif image.size != size:
@@ -122,7 +124,7 @@ def _flatten(image: Image.Image) -> Image.Image:
         return image if image.mode == "L" and "transparency" not in image.info else _on_white(image.convert("LA"))
     if image.has_transparency_data:
         return _on_white(image.convert("LA" if image.mode == "LA" else "RGBA"))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..core.batch import Batch, PictureRandom, fold
 from ..core.errors import ConfigError, suggest
-from .pictures import Pictures
+from .pictures import Pictures, scale
 
 AHEAD = 4  # batches that are decoded before they are asked for
 AUGMENTATION = 1  # sets the loader's random numbers apart from those that the loss draws from the same seeds
@@ -95,27 +97,28 @@ class Loader:
         seeds = [fold(self.seed, number, row) for row in self.mine]
         random = PictureRandom([fold(seed, AUGMENTATION) for seed in seeds])
         if self.flip:
-            mirrored = random.uniform() < 0.5  # (B,)
-            rows.levels[mirrored] = rows.levels[mirrored].flip(-1)
-        images = PIXELS[self.pixels](rows.levels.float(), random)
+            mirrored = random.uniform().numpy() < 0.5  # (B,)
+            levels = rows.levels.numpy()
+            levels[mirrored] = levels[mirrored, ..., ::-1]
+        images = PIXELS[self.pixels](rows.levels, random)
         return Batch(images, rows.labels, rows.captions, seeds=seeds)
-
-
-def scale(levels: Tensor, random: PictureRandom) -> Tensor:
-    """level / 127.5 - 1."""
-    return levels / 127.5 - 1
 
 
 def dequantise(levels: Tensor, random: PictureRandom) -> Tensor:
     """(level + u) / 128 - 1 with u uniform on [0, 1)."""
-    noise = random.uniform(*levels.shape[1:])
+    values = random.uniform(*levels.shape[1:]).numpy()
     # a u nearer to 1 than this would be rounded up in float32, into the next level
-    return (levels + noise.clamp_(max=1 - 2**-16)) / 128 - 1
+    np.minimum(values, 1 - 2**-16, out=values)
+    values += levels.numpy()
+    values /= 128
+    values -= 1
+    return torch.from_numpy(values)
 
 
 def binarise(levels: Tensor, random: PictureRandom) -> Tensor:
     """1 with probability level / 255, else -1."""
-    return (random.uniform(*levels.shape[1:]) * 255 < levels).float() * 2 - 1
+    white = random.uniform(*levels.shape[1:]).numpy() * 255 < levels.numpy()
+    return torch.from_numpy(np.where(white, np.float32(1), np.float32(-1)))
 
 
-PIXELS = {"levels": scale, "dequantised": dequantise, "binary": binarise}
+PIXELS = {"levels": lambda levels, random: scale(levels), "dequantised": dequantise, "binary": binarise}

@@ -32,6 +32,18 @@ class Rows:
     captions: list[str] | None = None
 
 
+def scale(levels: Tensor) -> Tensor:
+    """x = level / 127.5 - 1, from uint8 to float32.
+
+    NumPy does it, here and wherever batches are put together: torch would wake all its threads for so little, and wait
+    for each of them on a busy machine.
+    """
+    values = levels.numpy().astype(np.float32)
+    values /= 127.5
+    values -= 1
+    return torch.from_numpy(values)
+
+
 class Order(Protocol):
     """The endless sequence in which a training run with some seed sees the pictures of a set."""
 
@@ -74,7 +86,7 @@ class Pictures(ABC):
     def batch(self, indices: Sequence[int] | Tensor) -> Batch:
         """These pictures on the CPU: images (B, C, H, W) float32 = level / 127.5 - 1, labels, captions."""
         rows = self.rows(indices)
-        return Batch(rows.levels / 127.5 - 1, rows.labels, rows.captions)
+        return Batch(scale(rows.levels), rows.labels, rows.captions)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -132,7 +144,8 @@ class InMemory(Pictures):
         """The grey levels, labels and captions of these pictures."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         captions = None if self.captions is None else [self.captions[i] for i in index.tolist()]
-        return Rows(self.levels[index], None if self.labels is None else self.labels[index], captions)
+        levels = torch.from_numpy(self.levels.numpy()[index.numpy()])  # see `scale`
+        return Rows(levels, None if self.labels is None else self.labels[index], captions)
 
 
 class OnDisk(Pictures):
