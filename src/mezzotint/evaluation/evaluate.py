@@ -176,13 +176,19 @@ def _judge_samples(
         if fake.guesses is not None:
             judge = describe.judge
             more = {**sampling.protocol(), "classifier": (judge.weights or judge.name) if judge else ""}
-            numbers.append(
-                _number("class_accuracy", "class_accuracy", Estimate(accuracy(fake.guesses, labels), 0.0), more)
-            )
+            right = Estimate(accuracy(fake.guesses, labels), 0.0)
+            numbers.append(_number("class_accuracy", "class_accuracy", right, more, _recognised(test, real)))
     if train is not None:
         memorised, shown["neighbours"] = _memorisation(sampling, train, real, fake)
         numbers += memorised
     return numbers, shown
+
+
+def _recognised(test: Pictures, real: Described) -> float | None:
+    """How many held-out pictures the classifier knows: it may have learned the training pictures by heart."""
+    if test.labels is None or real.guesses is None:
+        return None
+    return accuracy(real.guesses, test.labels[spread_over(len(test), len(real.guesses))])
 
 
 def _describe_real(pictures: Pictures, n: int, describe: Describer) -> Described:

@@ -93,7 +93,8 @@ def memorisation(sample_distances: Tensor, test_distances: Tensor) -> Memorisati
     `closer` is the Mann-Whitney statistic U / (N M), ties counted half: the three-sample test for data copying of
     Meehan et al. 2020 (arXiv 2004.05675, section 3) without its cells.
     """
-    samples, test = sample_distances.double(), test_distances.double().sort().values
+    samples = sample_distances.double().contiguous()
+    test = test_distances.double().sort().values
     above = len(test) - torch.searchsorted(test, samples, right=True)  # held-out pictures that are farther
     tied = torch.searchsorted(test, samples, right=True) - torch.searchsorted(test, samples)
     closer = (above + 0.5 * tied.double()).mean().item() / len(test)

@@ -67,12 +67,13 @@ def table(evaluation: Evaluation) -> Table:
 
 
 def shared_protocol(numbers: list[Number]) -> dict[str, Any]:
-    """What most of the numbers say of their protocol, and none contradicts."""
+    """What at least half of the numbers say of their protocol, and none contradicts."""
     said: dict[str, list[Any]] = {}
     for number in numbers:
         for key, value in number.protocol.items():
             said.setdefault(key, []).append(value)
-    return {key: values[0] for key, values in said.items() if len(values) > 1 and all(v == values[0] for v in values)}
+    often = {key: values for key, values in said.items() if len(values) > 1 and 2 * len(values) >= len(numbers)}
+    return {key: values[0] for key, values in often.items() if all(value == values[0] for value in values)}
 
 
 def _page(evaluation: Evaluation) -> str:
