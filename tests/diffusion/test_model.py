@@ -13,12 +13,21 @@ from mezzotint.diffusion.systems import SYSTEMS, ddpm, rectified_flow
 from mezzotint.nn.unet import UNetConfig
 
 TINY = UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention=(False, True), groups=4)
-RF = dict(path="straight", prediction="velocity", times="logit-normal", solver="euler", grid="uniform", clip=False)
+RF = {
+    "path": "straight",
+    "prediction": "velocity",
+    "times": "logit-normal",
+    "solver": "euler",
+    "grid": "uniform",
+    "clip": False,
+}
 
 
 def tiny(random=True, **choices):
     """A small model, its weights random: a new model answers almost zero."""
-    model = DenoisingModel(DenoisingConfig(**{**dict(image_size=8, channels=1, network=TINY, steps=4), **choices}))
+    model = DenoisingModel(
+        DenoisingConfig(**{**{"image_size": 8, "channels": 1, "network": TINY, "steps": 4}, **choices})
+    )
     if random:
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
@@ -30,7 +39,7 @@ def batch(n=6, classes=0):
     return Batch(torch.rand(n, 1, 8, 8) * 2 - 1, labels, seeds=list(range(n)))
 
 
-@pytest.mark.parametrize("choices", [{}, RF, dict(prediction="v", weighting="min-snr", path="cosine")])
+@pytest.mark.parametrize("choices", [{}, RF, {"prediction": "v", "weighting": "min-snr", "path": "cosine"}])
 @pytest.mark.parametrize("classes", [0, 3])
 def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_halves(truth, choices, classes):
     model, whole = tiny(classes=classes, **choices).double(), batch(6, classes)
@@ -55,8 +64,8 @@ def batch_like(one, seeds):
 
 @pytest.mark.parametrize(
     ("choices", "kind"),
-    [(dict(path="linear", times="discrete"), "noise"), (dict(path="straight", times="uniform"), "velocity"),
-     (dict(path="linear", times="discrete"), "v"), (dict(path="straight", times="logit-normal"), "clean")],
+    [({"path": "linear", "times": "discrete"}, "noise"), ({"path": "straight", "times": "uniform"}, "velocity"),
+     ({"path": "linear", "times": "discrete"}, "v"), ({"path": "straight", "times": "logit-normal"}, "clean")],
 )  # fmt: skip
 def test_a_perfect_denoiser_has_the_loss_that_cannot_be_explained(truth, choices, kind):
     """For Gaussian data Var[c | x_t] = s^2 sigma^2 / (alpha^2 s^2 + sigma^2), and an error of the clean picture counts
@@ -84,7 +93,9 @@ def test_a_perfect_denoiser_has_the_loss_that_cannot_be_explained(truth, choices
     }[kind]
     expected = (unexplained * gain**2).mean()
     # 400 x 64 squared normal errors of unequal size: their mean is known to about 1.5 %
-    truth(f"loss, {kind}", "a perfect denoiser on Gaussian data, relative", "closed form", abs(loss / expected - 1), 0.03)
+    truth(
+        f"loss, {kind}", "a perfect denoiser on Gaussian data, relative", "closed form", abs(loss / expected - 1), 0.03
+    )
 
 
 @pytest.mark.parametrize("choices", [{}, RF])
@@ -145,14 +156,14 @@ def test_labels_are_hidden_as_often_as_asked():
 @pytest.mark.parametrize(
     ("wish", "complaint"),
     [
-        (dict(solver="eular"), "did you mean 'euler'"),
-        (dict(grid="uniforn"), "did you mean 'uniform'"),
-        (dict(precision="bf61"), "did you mean 'bf16'"),
-        (dict(steps=0), "at least 1"),
-        (dict(labels=[0, 1, 3]), "from 0 to 2"),
-        (dict(labels=[0, 1]), "3 labels"),
-        (dict(captions=["a shoe"] * 3), "captions"),
-        (dict(mask=torch.ones(3, 1, 8, 8)), "mask"),
+        ({"solver": "eular"}, "did you mean 'euler'"),
+        ({"grid": "uniforn"}, "did you mean 'uniform'"),
+        ({"precision": "bf61"}, "did you mean 'bf16'"),
+        ({"steps": 0}, "at least 1"),
+        ({"labels": [0, 1, 3]}, "from 0 to 2"),
+        ({"labels": [0, 1]}, "3 labels"),
+        ({"captions": ["a shoe"] * 3}, "captions"),
+        ({"mask": torch.ones(3, 1, 8, 8)}, "mask"),
     ],
 )
 def test_impossible_wishes_are_refused(wish, complaint):
@@ -186,7 +197,13 @@ def test_the_published_network_has_the_published_size(truth, system):
     with torch.device("meta"):
         model = DenoisingModel(system.stages[0].sizes["paper"](PictureSpec(32, 3)))
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    truth(f"{system.name}, paper", "parameters in millions", "35.7 (Ho et al. 2020, appendix B)", abs(millions - 35.7), 0.05)
+    truth(
+        f"{system.name}, paper",
+        "parameters in millions",
+        "35.7 (Ho et al. 2020, appendix B)",
+        abs(millions - 35.7),
+        0.05,
+    )
 
 
 def test_the_published_network_refuses_a_size_that_it_cannot_halve():

@@ -73,7 +73,10 @@ def test_the_velocity_is_the_time_derivative_of_the_path(truth):
     clean, noise = torch.randn(3, 3, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
     worst = 0.0
     for path in PATHS.values():
-        x = lambda s, path=path: path.at(s).alpha * clean + path.at(s).sigma * noise
+
+        def x(s, path=path):
+            return path.at(s).alpha * clean + path.at(s).sigma * noise
+
         _, derivative = torch.autograd.functional.jvp(x, time, torch.ones_like(time))
         worst = max(worst, float((target("velocity", clean, noise, path.at(time)) - derivative).abs().max()))
     truth("predictions", "velocity", "d x_t / dt by autograd, float64", worst, 1e-11)

@@ -4,6 +4,7 @@ Both sides are given the same x, the same network outputs and the same noise, in
 float32 (see test_paths.py), so its table is replaced by ours: what is compared is the arithmetic of the steps.
 """
 
+import itertools
 from functools import partial
 
 import numpy as np
@@ -74,7 +75,9 @@ def test_ancestral(truth, variance, spacing, steps):
     if spacing == "trailing":  # the same noise again: its variance has been clamped from 0 to 1e-20
         ours, theirs = ours[:-1], theirs[:-1]
     error = largest(ours, theirs)
-    truth(f"ancestral, {variance} variance", f"{steps} steps, {spacing}", "diffusers 0.42.1 DDPMScheduler", error, 1e-12)
+    truth(
+        f"ancestral, {variance} variance", f"{steps} steps, {spacing}", "diffusers 0.42.1 DDPMScheduler", error, 1e-12
+    )
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -82,7 +85,9 @@ def test_ancestral(truth, variance, spacing, steps):
 def test_ddim(truth, eta, steps):
     made = scheduler(diffusers.DDIMScheduler, timestep_spacing="leading")
     # Where T / N is no whole number, diffusers steps by floor(T / N), which is right for this spacing alone.
-    error = largest(our_trajectory(partial(ddim, eta=eta), grids.leading(steps)), their_trajectory(made, steps, eta=eta))
+    error = largest(
+        our_trajectory(partial(ddim, eta=eta), grids.leading(steps)), their_trajectory(made, steps, eta=eta)
+    )
     truth(f"ddim, eta {eta}", f"{steps} steps, leading", "diffusers 0.42.1 DDIMScheduler", error, 1e-11)
 
 
@@ -129,7 +134,7 @@ def test_diffusers_ddim_steps_to_the_wrong_time(truth, spacing, wrong):
     made.set_timesteps(13)
     times = made.timesteps.tolist()
     assert [round(float(t) * 1000 - 1) for t in grids.GRIDS[spacing](13)[:-1]] == times  # the grids are the same
-    assert sum(t - 1000 // 13 != following for t, following in zip(times, times[1:])) == wrong
+    assert sum(t - 1000 // 13 != following for t, following in itertools.pairwise(times)) == wrong
     denoiser, worst = Denoiser(network, PATHS["linear"], "noise"), 0.0
     for t in times[:-1]:
         theirs = made.step(network(X, t), t, X).prev_sample
@@ -140,7 +145,7 @@ def test_diffusers_ddim_steps_to_the_wrong_time(truth, spacing, wrong):
 
 @pytest.mark.parametrize("spacing", ["trailing", "linspace"])
 def test_with_the_right_time_ddim_converges(truth, spacing):
-    """On Gaussian data the ODE is solved in closed form. T / 600 is 1.67 and T // 600 is 1: theirs falls short for ever."""
+    """On Gaussian data the ODE has a closed form. T / 600 is 1.67 but T // 600 is 1: theirs never arrives."""
     data, path, grid = Gaussian(), PATHS["linear"], grids.GRIDS[spacing](600)
     solution = data.flowed(X, path.at(grid[0]), path.at(grid[-1]))
     perfect = data.denoiser(path, "noise").network

@@ -78,81 +78,66 @@ def test_ddim_with_eta_one_is_the_ancestral_sampler(truth, grid):
     truth("solver ddim", f"eta = 1, {len(grid) - 1} steps", "ancestral with the small variance", error, 1e-11)
 
 
-def exact_moments(solver, data, path, grid):
-    """Mean and standard deviation of the sampler's output, without sampling.
+def probes(steps, spread):
+    """A batch and a noise source that lay a sampler bare, without sampling.
 
-    For Gaussian data the perfect denoiser is affine, so the output is a x_1 + sum_i b_i z_i + c. The rows of one batch
-    hold the answers to 0, to x_1 = 1, and to each z_i = 1.
+    For Gaussian data the perfect denoiser is affine, so every state is a x + sum_i b_i z_i + c. The rows of the batch
+    hold the answers to 0, to x = spread, and to each z_i = 1: the first row is the mean, the squared distances of the
+    others from it add up to the variance.
     """
-    n = len(grid) - 1
-    x = torch.zeros(n + 2, 1, dtype=torch.float64)
-    x[1] = 1
-    calls = iter(range(n))
+    x = torch.zeros(steps + 2, 1, dtype=torch.float64)
+    x[1] = spread
+    calls = iter(range(steps))
 
-    def basis():
+    def noise():
         z = torch.zeros_like(x)
         z[2 + next(calls)] = 1
         return z
 
-    end = solver(data.denoiser(path, "clean"), x, grid, basis)[:, 0]
-    return float(end[0]), float((end[1:] - end[0]).square().sum().sqrt())
+    return x, noise
+
+
+def moments(x):
+    """Mean and variance of a state that began as `probes`."""
+    return float(x[0]), float((x[1:] - x[0]).square().sum())
 
 
 @pytest.mark.parametrize("solver", ["ancestral", "ancestral-large"])
 def test_the_ancestral_sampler_draws_gaussian_data_with_the_right_moments(truth, solver):
-    mean, std = exact_moments(SOLVERS[solver], DATA, PATHS["linear"], grids.leading(1000))
+    path, grid = PATHS["linear"], grids.leading(1000)
+    x, noise = probes(1000, 1.0)
+    mean, variance = moments(SOLVERS[solver](DATA.denoiser(path, "clean"), x, grid, noise))
+    std = variance**0.5
     truth(f"solver {solver}", "mean of Gaussian data, 1000 steps", "0.3", abs(mean - 0.3), 5e-3)
     truth(f"solver {solver}", "std of Gaussian data, 1000 steps", "0.5", abs(std - 0.5), 1e-2)
 
 
 def test_the_moments_of_the_ancestral_sampler_converge_with_order_one(truth):
-    # A quarter and a half of the way down, where the grid is uniform in t and the state still has noise in it.
+    # From the exact distribution at t = 0.9 to t = 0.1, where the state still has noise in it.
     path, errors = PATHS["straight"], []
     for steps in (64, 128):
         grid = 0.9 - 0.8 * torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-        errors.append(abs(chain_variance(ancestral, path, grid) - float(DATA.spread(path.at(grid[-1]))) ** 2))
+        x, noise = probes(steps, DATA.spread(path.at(grid[0])))
+        _, variance = moments(ancestral(DATA.denoiser(path, "clean"), x, grid, noise))
+        errors.append(abs(variance - float(DATA.spread(path.at(grid[-1]))) ** 2))
     order = math.log2(errors[0] / errors[1])
     truth("solver ancestral", "order of the variance, N = 64 to 128", "1", abs(order - 1), 0.1)
-
-
-def chain_variance(solver, path, grid):
-    """Variance at the end of a grid that starts from the exact distribution at its first time."""
-    n = len(grid) - 1
-    x = torch.zeros(n + 2, 1, dtype=torch.float64)
-    x[1] = DATA.spread(path.at(grid[0]))
-    calls = iter(range(n))
-
-    def basis():
-        z = torch.zeros_like(x)
-        z[2 + next(calls)] = 1
-        return z
-
-    end = solver(DATA.denoiser(path, "clean"), x, grid, basis)[:, 0]
-    return float((end[1:] - end[0]).square().sum())
 
 
 @pytest.mark.parametrize(("solver", "std"), [("ancestral", 0.0), ("ancestral-large", 1.0)])
 @pytest.mark.parametrize("steps", [2, 10, 1000])
 def test_each_variance_is_exact_for_its_own_data(truth, solver, std, steps):
-    """Ho et al. 2020, section 3.2: the small variance is right for one point, the large one for standard normal data."""
+    """Ho et al. 2020, section 3.2: the small variance is right for one point, the large one for normal data."""
     data, path, grid = Gaussian(0.0, std), PATHS["linear"], grids.leading(steps)
-    x = torch.zeros(steps + 2, 1, dtype=torch.float64)
-    x[1] = data.spread(path.at(grid[0]))
-    calls = iter(range(steps))
-
-    def basis():
-        z = torch.zeros_like(x)
-        z[2 + next(calls)] = 1
-        return z
-
+    x, noise = probes(steps, data.spread(path.at(grid[0])))
     worst = 0.0
 
     def compare(step):
         nonlocal worst
-        variance = float(step.denoised.x[1:, 0].square().sum())
+        _, variance = moments(step.denoised.x)
         worst = max(worst, abs(variance - float(data.spread(step.denoised.at)) ** 2))
 
-    SOLVERS[solver](data.denoiser(path, "clean"), x, grid, basis, compare)
+    SOLVERS[solver](data.denoiser(path, "clean"), x, grid, noise, compare)
     truth(f"solver {solver}", f"variance at each of {steps} steps, data of std {std:g}", "exact", worst, 1e-12)
 
 
@@ -166,7 +151,9 @@ def test_the_posterior_is_bayes_rule(truth):
         precision = 1 / at_s.sigma**2 + a**2 / q.large_variance
         clean, x = 0.37, -0.81
         mean = (at_s.alpha * clean / at_s.sigma**2 + a * x / q.large_variance) / precision
-        worst = max(worst, abs(float(q.small_variance - 1 / precision)), abs(float(q.of_clean * clean + q.of_x * x - mean)))
+        worst = max(
+            worst, abs(float(q.small_variance - 1 / precision)), abs(float(q.of_clean * clean + q.of_x * x - mean))
+        )
     truth("posterior", "mean and variance on every path", "Bayes' rule", worst, 1e-13)
 
 
@@ -174,7 +161,10 @@ def test_the_posterior_is_bayes_rule(truth):
 def test_the_callback_sees_every_step(solver):
     seen = []
     grid = grids.trailing(5)
-    noise = lambda: torch.randn_like(X)
+
+    def noise():
+        return torch.randn_like(X)
+
     SOLVERS[solver](DATA.denoiser(PATHS["linear"], "noise"), X, grid, noise, seen.append)
     assert [step.number for step in seen] == [0, 1, 2, 3, 4]
     assert [step.t for step in seen] == grid[:-1].tolist()

@@ -78,7 +78,6 @@ def test_gradient_reaches_every_parameter(resample, time_norm):
     x, labels = torch.randn(6, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
     (unet(x, torch.rand(6) * 1000, labels) - x).square().sum().backward()
     silent = [name for name, p in unet.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-    # What a key adds to all queries alike is the same for every token, and softmax does not see it.
     assert not silent
 
 
@@ -97,11 +96,11 @@ def test_a_network_without_classes_takes_no_labels():
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
-    [(dict(groups=5), "groups"), (dict(attention=(True,)), "levels"), (dict(head_dim=5), "head_dim")],
+    [({"groups": 5}, "groups"), ({"attention": (True,)}, "levels"), ({"head_dim": 5}, "head_dim")],
 )
 def test_architectures_that_cannot_be_are_refused(changes, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        UNetConfig(**{**dict(channels=8, multipliers=(1, 2), attention=(False, True), groups=4), **changes})
+        UNetConfig(**{**{"channels": 8, "multipliers": (1, 2), "attention": (False, True), "groups": 4}, **changes})
 
 
 def test_pictures_that_cannot_be_halved_are_refused():

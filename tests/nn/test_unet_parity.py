@@ -9,29 +9,31 @@ from safetensors.torch import load_file, save_file
 from mezzotint.core.errors import CheckpointError, ConfigError
 from mezzotint.nn.published import load_unet, unet_from_config
 
-TINY = dict(
-    in_channels=3, out_channels=3, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-)  # fmt: skip
+TINY = {
+    "in_channels": 3, "out_channels": 3, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}  # fmt: skip
 
 CONFIGS = {
-    "ddpm": dict(flip_sin_to_cos=False, freq_shift=1, downsample_padding=0, norm_eps=1e-6, attention_head_dim=None),
-    "heads": dict(attention_head_dim=4),
-    "class conditional": dict(num_class_embeds=11, in_channels=1, out_channels=1),
-    "scale and shift, middle without norm": dict(resnet_time_scale_shift="scale_shift", attention_head_dim=8),
-    "adm": dict(
-        resnet_time_scale_shift="scale_shift", downsample_type="resnet", upsample_type="resnet",
-        down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"), block_out_channels=(8, 16, 16),
-        attn_norm_num_groups=8, num_class_embeds=5, attention_head_dim=8, out_channels=6,
-    ),
-    "three levels, two blocks": dict(
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"), layers_per_block=2,
-        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), block_out_channels=(8, 16, 24),
-    ),
-    "no attention in the middle": dict(add_attention=False, center_input_sample=True, time_embedding_dim=20),
-    "no middle": dict(mid_block_type=None, freq_shift=1),
-    "scaled middle": dict(mid_block_scale_factor=2**0.5),
+    "ddpm": {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0, "attention_head_dim": None},
+    "heads": {"attention_head_dim": 4},
+    "class conditional": {"num_class_embeds": 11, "in_channels": 1, "out_channels": 1},
+    "scale and shift, middle without norm": {"resnet_time_scale_shift": "scale_shift", "attention_head_dim": 8},
+    "adm": {
+        "norm_eps": 1e-6,
+        "resnet_time_scale_shift": "scale_shift", "downsample_type": "resnet", "upsample_type": "resnet",
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "block_out_channels": (8, 16, 16),
+        "attn_norm_num_groups": 8, "num_class_embeds": 5, "attention_head_dim": 8, "out_channels": 6,
+    },
+    "three levels, two blocks": {
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"), "layers_per_block": 2,
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"), "block_out_channels": (8, 16, 24),
+    },
+    "no attention in the middle": {"add_attention": False, "center_input_sample": True, "time_embedding_dim": 20},
+    "no middle": {"mid_block_type": None, "freq_shift": 1},
+    "scaled middle": {"mid_block_scale_factor": 2**0.5},
 }  # fmt: skip
 
 
@@ -122,8 +124,10 @@ def test_what_is_not_supported_is_named(field, value):
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         load_unet(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in TINY.items()}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in TINY.items()})
+    )
     with pytest.raises(CheckpointError):
         load_unet(tmp_path)

@@ -43,8 +43,8 @@ BLOCK_TYPES = {
 def load_unet(directory: str | os.PathLike[str]) -> UNet:
     """The UNet of a directory written by diffusers' `UNet2DModel.save_pretrained`.
 
-    Raises `ConfigError` for a field that has no counterpart here, `CheckpointError` for files that are missing or weights
-    that do not fit the config exactly.
+    Raises `ConfigError` for a field that has no counterpart here, `CheckpointError` for files that are missing or
+    weights that do not fit the config exactly.
     """
     directory = Path(directory)
     try:
@@ -57,7 +57,7 @@ def load_unet(directory: str | os.PathLike[str]) -> UNet:
 
 
 def unet_from_config(values: Mapping[str, Any]) -> UNet:
-    """A new UNet with the architecture of a `UNet2DModel` config. Raises `ConfigError` that names an unsupported field."""
+    """A new UNet of a `UNet2DModel` config. Raises `ConfigError` that names an unsupported field."""
     given = {key: value for key, value in values.items() if not key.startswith("_")}
     for key in given:
         if key not in DEFAULTS:
@@ -115,7 +115,9 @@ def translated(unet: UNet, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ours[name] = torch.cat([theirs[source] for source in sources])
         used.update(sources)
         if ours[name].shape != parameter.shape:
-            raise CheckpointError(f"{sources[0]!r} has the shape {tuple(ours[name].shape)}, not {tuple(parameter.shape)}")
+            raise CheckpointError(
+                f"{sources[0]!r} has the shape {tuple(ours[name].shape)}, not {tuple(parameter.shape)}"
+            )
     if extra := sorted(set(theirs) - used):
         raise CheckpointError(f"the weights hold {extra[0]!r}, which config.json does not call for")
     return ours
