@@ -8,6 +8,7 @@ import pickle
 import struct
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,6 +214,23 @@ def test_what_may_not_be_read_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "open", refuse)
     pictures = open_pictures(str(tmp_path), split="all")
     assert pictures.skipped == [(str(secret), "permission denied")]
+
+
+def test_what_may_not_even_be_looked_at_is_skipped(tmp_path, monkeypatch):
+    write_good(tmp_path, 20)
+    secret = tmp_path / "good 00003.png"
+    looked = Path.stat
+
+    def refuse(path, **kwargs):
+        if path == secret:
+            raise PermissionError(13, "Permission denied", str(secret))
+        return looked(path, **kwargs)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert open_pictures(tmp_path, split="all").skipped == [(str(secret), "permission denied")]
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    with pytest.raises(DataError, match="permissions"):
+        open_pictures(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ FOLDERS = {
     "test": ("test", "testing", "validation", "valid", "val"),
     "validation": ("validation", "valid", "val"),
 }
+SPLIT_FOLDERS = {name for folders in FOLDERS.values() for name in folders}
 SPLITS = (*FOLDERS, "all")
 HELD_OUT = 10  # where a set has no test split of its own, every tenth picture is kept for it
 
@@ -102,18 +104,27 @@ def _walk(root: Path) -> tuple[dict[Path, None], dict[str, str]]:
         faults[str(error.filename)] = (error.strerror or "cannot be opened").lower()
 
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
+        identity = os.stat(folder)
+        if (identity.st_dev, identity.st_ino) in seen:
             subfolders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add((identity.st_dev, identity.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__")))
         for path in (Path(folder, name) for name in names if not name.startswith(".")):
-            if path.is_file():
+            fault = _no_file(path)
+            if fault is None:
                 files.append(path)
             elif path.suffix.lower() in PICTURES:
-                faults[str(path)] = "a link to nothing" if path.is_symlink() else "no regular file"
+                faults[str(path)] = fault
     return dict.fromkeys(sorted(files)), faults
+
+
+def _no_file(path: Path) -> str | None:
+    """Why the path is no file that can be opened; to open a pipe would be to wait for ever."""
+    try:
+        return None if stat.S_ISREG(path.stat().st_mode) else "no regular file"
+    except OSError as error:
+        return (error.strerror or "cannot be opened").lower()
 
 
 def _what_else(files: Iterable[Path]) -> str:
@@ -216,9 +227,8 @@ def _labels(
 
 def _folder_names(root: Path, pictures: Sequence[Path]) -> dict[Path, str]:
     """The folder of each picture, if all lie equally deep and in more than one."""
-    splits = {name for folders in FOLDERS.values() for name in folders}
     inner = {path: path.relative_to(root).parts[:-1] for path in pictures}
-    below = {path: parts[1:] if parts and parts[0].lower() in splits else parts for path, parts in inner.items()}
+    below = {path: parts[1:] if parts and parts[0].lower() in SPLIT_FOLDERS else parts for path, parts in inner.items()}
     depths = {len(parts) for parts in below.values()}
     names = {path: parts[-1] for path, parts in below.items() if parts}
     return names if len(depths) == 1 and len(set(names.values())) > 1 else {}

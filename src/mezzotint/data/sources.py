@@ -13,7 +13,7 @@ from PIL import Image
 from ..core.errors import ConfigError, DataError, suggest
 from . import clothes
 from .decode import CROPS, FILTERS, frame
-from .folder import check_split, choose_split, list_folder
+from .folder import SPLIT_FOLDERS, check_split, choose_split, list_folder
 from .idx import holds_idx, read_split
 from .pictures import InMemory, OnDisk, Pictures, fits_memory, keep
 from .reading import Wish, choose_framing, spread
@@ -25,7 +25,7 @@ DATA = "MEZZOTINT_DATA"  # the environment variable that names the folder of `ma
 
 
 def open_pictures(
-    source: str,
+    source: str | os.PathLike[str],
     *,
     split: str = "train",
     image_size: int | None = None,
@@ -56,6 +56,7 @@ def open_pictures(
     Raises `ConfigError` for an option that does not exist, and `DataError` if there are no pictures, or more than 5 %
     of them are damaged.
     """
+    source = os.fspath(source)
     check_split(split)
     wish = _checked(Wish(image_size, channels, crop, filter))
     kind, _, place = source.partition(":")
@@ -136,7 +137,7 @@ def _from_arrays(
 def _open_folder(source: str, folder: Path, split: str, wish: Wish) -> Pictures:
     if holds_idx(folder):
         return _open_idx(source, folder, split, clothes.CLASSES if "fashion" in folder.name else DIGITS, wish)
-    shards = sorted(folder.rglob("*.tar"))
+    shards = sorted(shard for place in (".", *SPLIT_FOLDERS) for shard in (folder / place).glob("*.tar"))
     if shards:
         return open_shards(source, shards, split, wish)
     whole = list_folder(folder, source)
@@ -150,6 +151,8 @@ def _open_folder(source: str, folder: Path, split: str, wish: Wish) -> Pictures:
 def _find_folder(source: str) -> Path:
     for folder in (Path(source).expanduser(), *(folder / source for folder in data_folders())):
         if folder.is_dir():
+            if not os.access(folder, os.R_OK | os.X_OK):
+                raise DataError(f"{source} may not be read; change its permissions")
             return Path(os.path.normpath(folder))
         if folder.is_file():
             raise DataError(f"{source} is a file; pictures are read from a folder, or from shards that end in .tar")
