@@ -1,28 +1,23 @@
-"""From features to numbers: ours against the packages that people use. Every pair is checked to agree before it is timed.
+"""From features to numbers: ours against the packages that people use. Every pair has to agree before it is timed.
 
 python benchmarks/metrics.py [--json] [--repeats N] [--dims D]
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from harness import Row, alternate, arguments, report, setting
-from prdc import compute_prdc
-from torchmetrics.image.fid import _compute_fid
-from torchmetrics.image.kid import poly_mmd
 
 from mezzotint.evaluation.distances import frechet_distance, inception_score, kernel_distance
 from mezzotint.evaluation.neighbours import precision_recall_density_coverage
 from mezzotint.evaluation.statistics import Moments
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "evaluation"))
-from oracles import oracle
+from oracles import oracle, quietly
 
 Comparison = tuple[str, Callable[[], float], Callable[[], float], float, str]  # name, ours, peer, tolerance, package
 
@@ -35,12 +30,11 @@ def features(n: int, dims: int, seed: int) -> torch.Tensor:
 
 
 def torchmetrics_fid(x: torch.Tensor, y: torch.Tensor) -> float:
-    return _compute_fid(x.mean(0), x.T.cov(), y.mean(0), y.T.cov()).item()
+    return oracle("torchmetrics.image.fid")._compute_fid(x.mean(0), x.T.cov(), y.mean(0), y.T.cov()).item()
 
 
 def torchmetrics_streamed(x: torch.Tensor, y: torch.Tensor) -> float:
     """Its metric over features in batches of 100, through a network that passes them on."""
-    from torchmetrics.image.fid import FrechetInceptionDistance
 
     class Passing(torch.nn.Module):
         num_features = x.shape[1]
@@ -48,7 +42,11 @@ def torchmetrics_streamed(x: torch.Tensor, y: torch.Tensor) -> float:
         def forward(self, batch: torch.Tensor) -> torch.Tensor:
             return batch
 
-    metric = FrechetInceptionDistance(Passing(), input_img_size=(1, 1, x.shape[1]), normalize=True).double()
+    metric = (
+        oracle("torchmetrics.image.fid")
+        .FrechetInceptionDistance(Passing(), input_img_size=(1, 1, x.shape[1]), normalize=True)
+        .double()
+    )
     for real, data in ((True, x), (False, y)):
         for batch in data.split(100):
             metric.update(batch, real=real)
@@ -56,8 +54,7 @@ def torchmetrics_streamed(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def quiet_prdc(x: torch.Tensor, y: torch.Tensor) -> float:
-    with contextlib.redirect_stdout(io.StringIO()):
-        return float(compute_prdc(x.numpy(), y.numpy(), 5)["density"])
+    return float(quietly(oracle("prdc").compute_prdc, x.numpy(), y.numpy(), 5)["density"])
 
 
 def comparisons(dims: int) -> list[Comparison]:
@@ -96,11 +93,11 @@ def comparisons(dims: int) -> list[Comparison]:
         ("Fréchet distance, 3000 x 512, streamed by 100", lambda: streamed(many, more),
          lambda: torchmetrics_streamed(many, more), 1e-5, "torchmetrics"),
         (f"kernel distance, 1000 x {dims}", lambda: kernel_distance(few, other).mean,
-         lambda: poly_mmd(few, other).item(), 1e-9, "torchmetrics"),
+         lambda: oracle("torchmetrics.image.kid").poly_mmd(few, other).item(), 1e-9, "torchmetrics"),
         (f"kernel distance, 1000 x {dims}", lambda: kernel_distance(few, other).mean,
          lambda: fidelity_kid.kernel_mmd(few.numpy(), other.numpy(), **kid), 1e-9, "torch-fidelity"),
         ("precision and recall, 3000 x 512", lambda: precision_recall_density_coverage(many, more).precision,
-         lambda: fidelity_prc.calculate_precision_recall_full(many, more, 5)[0], 1e-9, "torch-fidelity"),
+         lambda: fidelity_prc.calculate_precision_recall_full(more, many, 5)[0], 1e-9, "torch-fidelity"),
         ("precision, recall, density, coverage, 3000 x 512", lambda: prdc(many, more),
          lambda: quiet_prdc(many, more), 1e-9, "prdc"),
         ("Inception Score, 5000 x 1008", lambda: inception_score(logits).mean, fidelity_score, 1e-9, "torch-fidelity"),

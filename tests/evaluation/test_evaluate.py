@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ import mezzotint as mz
 from mezzotint.core.batch import Batch, PictureSpec, picture_seeds
 from mezzotint.core.errors import ConfigError, DataError
 from mezzotint.core.model import Losses, Model
+from mezzotint.core.system import Identity
 from mezzotint.data.grid import grid
+from mezzotint.evaluation.describing import thumbnails
 from mezzotint.evaluation.evaluate import evaluate
 from mezzotint.evaluation.features import ModuleFeatures
 from mezzotint.evaluation.report import table, write_report
@@ -238,6 +241,47 @@ def test_a_likelihood_is_reported_in_bits_per_dim():
     assert judged["bits_per_dim"].protocol["value"] == "upper bound"
 
 
+class Catalogued(Judge):
+    """Draws what a caption says, and knows a density."""
+
+    def sample(self, n, *, labels=None, captions=None, seeds=0, **controls):
+        wanted = torch.tensor([("level", "upright").index(caption) for caption in captions])
+        assert torch.equal(wanted, labels)
+        return stripes(wanted, picture_seeds(n, seeds))
+
+    def log_prob(self, images):
+        assert not torch.equal(images, ((images + 1) * 127.5).round() / 127.5 - 1)  # between the grey levels
+        return torch.full((len(images),), -64 * 0.6931471805599453)
+
+
+class Captioned(Stripes):
+    def batch(self, indices):
+        batch = super().batch(indices)
+        batch.captions = [self.spec.classes[label] for label in batch.labels]
+        return batch
+
+
+def test_a_system_is_told_captions_and_shown_pixels_as_its_recipe_says(monkeypatch):
+    """Captions come from the held-out pictures, in order; a density over dequantised pixels costs eight bits here."""
+    stage = SimpleNamespace(recipes={"small": SimpleNamespace(pixels="dequantised")})
+    system = SimpleNamespace(name="poet", title="Poet", needs={"captions"}, stage=lambda name: stage)
+    monkeypatch.setattr(sys.modules["mezzotint.evaluation.evaluate"], "find", lambda name: system)
+    model = Catalogued()
+    model.identity = Identity("poet", "model", "small", TEST.spec)
+    judged = evaluate(model, Captioned("test", 150, 5_000), n=200, classifier=Judge())
+    assert judged.model["title"] == "Poet"
+    assert judged["class_accuracy"].value == 1
+    assert judged["class_accuracy"].protocol["classes"] == "captions of test"
+    assert judged["bits_per_dim"].value == pytest.approx(8, rel=1e-6)
+    assert judged["bits_per_dim"].protocol["pixels"] == "dequantised"
+
+
+def test_large_pictures_are_compared_as_thumbnails():
+    assert thumbnails(torch.zeros(2, 3, 64, 64)).shape == (2, 3 * 32 * 32)
+    picture = torch.arange(64.0).view(1, 1, 8, 8)
+    assert torch.equal(thumbnails(picture / 127.5 - 1), picture.flatten(1))
+
+
 def test_what_cannot_be_judged_is_said():
     with pytest.raises(ConfigError, match="neither samples nor classifies"):
         evaluate(Silent(), TEST)
@@ -274,7 +318,8 @@ class Page(HTMLParser):
 
 def test_the_report_needs_no_other_file_and_shows_everything(honest, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
-        "".join(json.dumps({"step": k, "loss": 1 / (k + 1)}) + "\n" for k in range(900))
+        "".join(json.dumps({"step": k, "loss": 1 / (k or float("nan"))}) + "\n" for k in range(900))
+        + '{"step": 900, "lo'
     )
     judged = evaluate(Honest(), TEST, train=TRAIN, n=20, classifier=Judge(), run=tmp_path)
     assert 100 < len(judged.curves["loss"]) <= 400

@@ -137,6 +137,30 @@ def test_inception_weights_must_be_the_published_ones(inception, tmp_path, monke
         open_features("inception", tmp_path / "other.safetensors")
 
 
+def test_inception_weights_may_come_from_the_hub(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda *a: asked.append(a) or tmp_path / "other.safetensors"
+    )
+    with pytest.raises(CheckpointError, match=r"other\.safetensors does not hold"):
+        open_features("inception:hf:someone/weights/folder/inception.safetensors")
+    assert asked == [("someone/weights", "folder/inception.safetensors")]
+
+
+def test_an_unreachable_hub_is_answered(monkeypatch):
+    import huggingface_hub
+
+    def unreachable(*_):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    with pytest.raises(CheckpointError, match=r"no connection.*give a local file"):
+        open_features("inception:hf:someone/weights/inception.safetensors")
+
+
 # ---- other networks
 
 
