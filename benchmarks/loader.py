@@ -129,7 +129,7 @@ def compare_training(rate: float | None) -> list[Row]:
             loader_rate(pixels, flip),
             rate,
             "pictures/s",
-            setting(),
+            setting(precision="training in bfloat16"),
         )
         for pixels, flip in options
     ]
