@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 MOST_POINTS = 400  # of a curve
+BOOKKEEPING = {"step", "pictures", "seconds", "skipped"}  # of a run: no curves to look at
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Evaluation:
 
 
 def read_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
-    """Every number of a run's `metrics.jsonl` over the steps, thinned to a few hundred points; {} without the file."""
+    """Losses, rates and norms of a run over its steps, from `metrics.jsonl`, thinned; {} without the file."""
     curves: dict[str, list[tuple[float, float]]] = {}
     file = run / "metrics.jsonl"
     for line in file.read_text().splitlines() if file.is_file() else []:
@@ -74,6 +75,6 @@ def read_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
         except ValueError:
             break  # a last line cut short by a kill
         for name, value in row.items():
-            if name != "step" and isinstance(value, (int, float)):
+            if name not in BOOKKEEPING and isinstance(value, (int, float)):
                 curves.setdefault(name, []).append((row["step"], float(value)))
     return {name: points[:: -(-len(points) // MOST_POINTS)] for name, points in curves.items() if len(points) > 1}
