@@ -17,10 +17,11 @@ from diffusers.utils import import_utils
 from harness import Row, alternate, arguments, report, setting
 
 from mezzotint.core.batch import Batch
+from mezzotint.core.precision import autocast, resolve_precision
 from mezzotint.diffusion.model import DenoisingConfig, DenoisingModel
-from mezzotint.nn.precision import autocast, best_precision
 from mezzotint.nn.published import load_unet
 
+CPU = torch.device("cpu")
 SIZE, CLASSES, BATCH, DRAWN, STEPS, W = 32, 10, 32, 4, 50, 1.0
 BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D")
 
@@ -62,7 +63,7 @@ def our_step(model: DenoisingModel, images: torch.Tensor, labels: torch.Tensor, 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
-        with autocast("cpu", precision):
+        with autocast(precision, CPU):
             loss = model(Batch(images, labels)).total
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -88,7 +89,7 @@ def their_sampling(model: torch.nn.Module, labels: torch.Tensor) -> torch.Tensor
 def rows(repeats: int) -> Iterator[Row]:
     theirs, ours = same_network()
     images, labels = torch.rand(BATCH, 3, SIZE, SIZE) * 2 - 1, torch.arange(BATCH) % CLASSES
-    auto = best_precision("cpu")
+    auto = resolve_precision("auto", CPU)
     for name, precision in ((f"training step, {auto} against fp32", auto), ("training step, fp32 both", "fp32")):
         step, their = our_step(ours, images, labels, precision), their_step(theirs, images, labels)
         yield row(name, BATCH, alternate(step, their, repeats), precision)

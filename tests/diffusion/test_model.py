@@ -23,14 +23,13 @@ RF = {
 }
 
 
-def tiny(random=True, **choices):
-    """A small model, its weights random: a new model answers almost zero."""
+def tiny(**choices):
+    """A small model with large random weights, so that nothing in its answers is nearly zero."""
     model = DenoisingModel(
         DenoisingConfig(**{**{"image_size": 8, "channels": 1, "network": TINY, "steps": 4}, **choices})
     )
-    if random:
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
     return model
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mezzotint.core.errors import ConfigError
+from mezzotint.core.precision import autocast
 from mezzotint.nn.attention import Attention, attend, attend_plainly
 from mezzotint.nn.blocks import Downsample, ResBlock, Upsample
 from mezzotint.nn.embeddings import sinusoids
-from mezzotint.nn.precision import autocast, best_precision
 from mezzotint.nn.unet import UNet, UNetConfig
 
 
@@ -81,11 +81,6 @@ def test_gradient_reaches_every_parameter(resample, time_norm):
     assert not silent
 
 
-def test_a_new_network_answers_almost_nothing():
-    unet = UNet(UNetConfig(8, (1, 2), 1, (False, True), groups=4), 1, 1)
-    assert unet(torch.randn(2, 1, 8, 8), torch.rand(2)).abs().max() < 1e-2
-
-
 def test_a_network_without_classes_takes_no_labels():
     config = UNetConfig(8, (1,), 1, (False,), groups=4)
     with pytest.raises(ValueError, match="no classes"):
@@ -116,14 +111,6 @@ def test_low_precision_stays_near(truth):
     x, t = torch.randn(4, 1, 8, 8), torch.rand(4) * 1000
     with torch.no_grad():
         expected = unet(x, t)
-        with autocast("cpu", "bf16"):
+        with autocast("bf16", torch.device("cpu")):
             error = (unet(x, t).float() - expected).abs().max() / expected.abs().max()
     truth("UNet", "bf16, relative to the largest output", "float32", error, 5e-2)
-
-
-def test_precisions_have_names():
-    assert best_precision("cpu") in ("fp32", "bf16")
-    with autocast("cpu", "fp32"):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-    with pytest.raises(ConfigError, match="'bf16'"):
-        autocast("cpu", "bf61")

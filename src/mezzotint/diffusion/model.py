@@ -14,7 +14,7 @@ from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError, DataError, suggest
 from ..core.model import Losses, Model
-from ..nn.precision import autocast
+from ..core.precision import autocast, resolve_precision
 from ..nn.unet import UNet, UNetConfig
 from .grids import GRIDS, Grid
 from .guidance import ClassifierFree
@@ -129,10 +129,11 @@ class DenoisingModel(Model):
         solve = _choose("solver", SOLVERS, c.solver if solver is None else solver)
         times = _choose("grid", GRIDS, c.grid if grid is None else grid)(c.steps if steps is None else steps)
         w = self._guidance(guidance)
+        number_format = resolve_precision(precision, self.device)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         wanted = self._sampling_labels(n, labels, random)
         shape = (c.channels, c.image_size, c.image_size)
-        with _evaluating(self), torch.inference_mode(), autocast(self.device, precision):
+        with _evaluating(self), torch.inference_mode(), autocast(number_format, self.device):
             x = random.normal(*shape)
             x = solve(self.denoiser(wanted, w), x, times, lambda: random.normal(*shape), callback)
         return x.clamp(-1, 1)

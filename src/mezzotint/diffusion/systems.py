@@ -26,11 +26,13 @@ def ddpm_unet(data: PictureSpec) -> UNetConfig:
     return UNetConfig(128, (1, 2, 2, 2), blocks=2, attention=attention, dropout=0.1, eps=1e-6, down_padding=0)
 
 
-def _ddpm(data: PictureSpec, network: UNetConfig, guidance: float) -> DenoisingConfig:
+def _ddpm(
+    data: PictureSpec, network: UNetConfig, solver: Literal["ancestral", "ddim"], steps: int, guidance: float
+) -> DenoisingConfig:
     return DenoisingConfig(
         image_size=data.image_size, channels=data.channels, classes=len(data.classes), network=network,
         path="linear", prediction="noise", times="discrete", weighting="simple",
-        solver="ancestral", grid="leading", steps=1000, clip=True, guidance=guidance if data.classes else 0.0,
+        solver=solver, grid="leading", steps=steps, clip=True, guidance=guidance if data.classes else 0.0,
     )  # fmt: skip
 
 
@@ -46,7 +48,7 @@ def _rectified_flow(
 
 SMALL_RECIPE = Recipe(
     batch_size=128,
-    optimizers={"model": Optimizer("adamw", lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)},
+    optimizers={"model": Optimizer("adamw", lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01)},
     warmup=5_000,
     ema_half_life=20_000,
 )
@@ -66,8 +68,8 @@ ddpm = System(
             name="model",
             model=DenoisingModel,
             sizes={
-                "small": lambda data: _ddpm(data, small_unet(data), guidance=1.0),
-                "paper": lambda data: _ddpm(data, ddpm_unet(data), guidance=0.0),
+                "small": lambda data: _ddpm(data, small_unet(data), "ddim", steps=50, guidance=1.0),
+                "paper": lambda data: _ddpm(data, ddpm_unet(data), "ancestral", steps=1000, guidance=0.0),
             },
             recipes={
                 "small": SMALL_RECIPE,

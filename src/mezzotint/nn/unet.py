@@ -113,7 +113,6 @@ class UNet(nn.Module):
         self.time_widths = [block.time_width for block in self.res_blocks()]
         # One matrix product for the time of all blocks, instead of a small one in each.
         self.time_projection = nn.Linear(time_dim, sum(self.time_widths))
-        self._initialise()
 
     def res_blocks(self) -> list[ResBlock]:
         """In the order in which they are passed, which is the order of `time_projection`'s rows."""
@@ -204,15 +203,6 @@ class UNet(nn.Module):
         if self.config.resample == "resnet":
             return self._block(width, width, resample=direction)
         return Upsample(width) if direction == "up" else Downsample(width, self.config.down_padding)
-
-    def _initialise(self) -> None:
-        """Every residual branch, and the answer, begin near zero (Ho et al. 2020: variance scale 1e-10)."""
-        last: list[Any] = [block.conv2 for block in self.res_blocks()]
-        last += [module.out for module in self.modules() if isinstance(module, Attention)]
-        for layer in (*last, self.conv_out):
-            with torch.no_grad():
-                layer.weight.mul_(1e-5)
-                layer.bias.zero_()
 
 
 def _resample(module: nn.Module, h: Tensor, times: Iterator[Tensor]) -> Tensor:
