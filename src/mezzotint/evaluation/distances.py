@@ -140,8 +140,9 @@ def inception_score(logits: Tensor, splits: int = 10) -> Estimate:
     scores = []
     for i in range(splits):
         part = log_p[i * n // splits : (i + 1) * n // splits]
-        marginal = part.logsumexp(0) - np.log(len(part))  # ln p(y)
-        scores.append((part.exp() * (part - marginal)).sum(1).mean().exp().item())
+        p = part.exp()
+        marginal = p.mean(0).clamp_min(torch.finfo(torch.float64).tiny).log()  # ln p(y); where it is 0, so is every p
+        scores.append((p * (part - marginal)).sum(1).mean().exp().item())
     return Estimate(float(np.mean(scores)), float(np.std(scores)))
 
 

@@ -7,7 +7,6 @@ exact, ties included, and do not depend on the block size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -43,14 +42,18 @@ def precision_recall_density_coverage(real: Tensor, fake: Tensor, k: int = 5, bl
         raise ConfigError(
             f"k = {k} neighbours need at least {k + 1} pictures in each set, not {len(real)} and {len(fake)}"
         )
+    real_radii, fake_radii = _squared_radii(real, k, block), _squared_radii(fake, k, block)
     balls = torch.zeros(len(fake), dtype=torch.int64)  # real balls around each fake
     covered = torch.zeros(len(real), dtype=torch.bool)
-    for rows, inside in _within(fake, real, _squared_radii(real, k, block), block):
-        balls[rows] = inside.sum(1)
-        covered |= inside.any(0)
     recalled = torch.zeros(len(real), dtype=torch.bool)
-    for rows, inside in _within(real, fake, _squared_radii(fake, k, block), block):
-        recalled[rows] = inside.any(1)
+    slack = ROUNDING * max(real.square().sum(1).max().item(), fake.square().sum(1).max().item())
+    for start in range(0, len(fake), block):
+        part = fake[start : start + block]
+        squared = _squared_distances(part, real)  # (block, N)
+        in_real = _inside(squared, real_radii[None, :], part, real, slack)
+        balls[start : start + block] = in_real.sum(1)
+        covered |= in_real.any(0)
+        recalled |= _inside(squared, fake_radii[start : start + block, None], part, real, slack).any(0)
     return PRDC(
         precision=(balls > 0).double().mean().item(),
         recall=recalled.double().mean().item(),
@@ -127,14 +130,12 @@ def _squared_radii(features: Tensor, k: int, block: int) -> Tensor:
     return torch.stack([_exact(features, features[column]) for column in candidates.T], 1).amax(1)
 
 
-def _within(points: Tensor, centres: Tensor, squared_radii: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of points, block by block, and which of the balls each of them is in: (block, M) of bool."""
-    largest = max(points.square().sum(1).max().item(), centres.square().sum(1).max().item())
-    for start in range(0, len(points), block):
-        rows = slice(start, start + block)
-        beyond = _squared_distances(points[rows], centres) - squared_radii  # (block, M)
-        inside = beyond <= 0
-        row, column = torch.nonzero(beyond.abs() <= ROUNDING * largest, as_tuple=True)
-        for i, j in zip(row.split(BLOCK), column.split(BLOCK)):
-            inside[i, j] = _exact(points[start + i], centres[j]) <= squared_radii[j]
-        yield rows, inside
+def _inside(squared: Tensor, squared_radii: Tensor, x: Tensor, y: Tensor, slack: float) -> Tensor:
+    """Which squared distances (n, m) of x and y are at most the radii, those within `slack` of them measured again."""
+    beyond = squared - squared_radii  # (n, m)
+    inside = beyond <= 0
+    row, column = torch.nonzero(beyond.abs_() <= slack, as_tuple=True)
+    radii = squared_radii.expand_as(squared)
+    for i, j in zip(row.split(BLOCK), column.split(BLOCK)):
+        inside[i, j] = _exact(x[i], y[j]) <= radii[i, j]
+    return inside
