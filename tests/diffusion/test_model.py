@@ -46,7 +46,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_halves(truth, choi
     total = model(whole).total
     halves = (model(whole[:3]).total + model(whole[3:]).total) / 2
     error = ((total - halves) / total).abs().detach()
-    truth("denoising model", "loss of a batch, relative", "mean over its halves", error, 1e-6)
+    truth("denoising model", "loss of a batch, relative", "mean over its halves", error, 1e-14)
 
 
 def test_losses_repeat_with_their_seeds_and_differ_with_others():

@@ -36,7 +36,7 @@ def test_conversion_there_and_back_is_the_identity(truth, path):
     for source, wanted in itertools.product(PREDICTIONS, PREDICTIONS):
         back = convert(convert(y, x, at, source, wanted), x, at, wanted, source)
         worst = max(worst, float((back - y).abs().max()))
-    truth(f"path {path}", "every conversion there and back", "identity, float64", worst, 1e-10)
+    truth(f"path {path}", "every conversion there and back", "identity, float64", worst, 4e-12)
 
 
 def test_targets_are_those_of_the_papers():
@@ -79,7 +79,7 @@ def test_the_velocity_is_the_time_derivative_of_the_path(truth):
 
         _, derivative = torch.autograd.functional.jvp(x, time, torch.ones_like(time))
         worst = max(worst, float((target("velocity", clean, noise, path.at(time)) - derivative).abs().max()))
-    truth("predictions", "velocity", "d x_t / dt by autograd, float64", worst, 1e-11)
+    truth("predictions", "velocity", "d x_t / dt by autograd, float64", worst, 5e-15)
 
 
 def test_clipping_holds_the_picture_in_range_and_lets_the_noise_follow():

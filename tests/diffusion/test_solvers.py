@@ -56,13 +56,13 @@ def test_one_step_is_the_expected_picture(truth, solver, path):
     grid = grids.uniform(1)
     end = SOLVERS[solver](DATA.denoiser(PATHS[path], "clean"), X, grid, no_noise)
     error = (end - DATA.clean(X, PATHS[path].at(grid[0]))).abs().max()
-    truth(f"solver {solver}, {path} path", "one step", "E[clean | x]", error, 1e-12)
+    truth(f"solver {solver}, {path} path", "one step", "E[clean | x]", error, 1e-15)
 
 
 def test_on_the_straight_path_ddim_is_euler(truth):
     denoiser, grid = DATA.denoiser(PATHS["straight"]), grids.uniform(13)
     error = (ddim(denoiser, X, grid, no_noise) - euler(denoiser, X, grid, no_noise)).abs().max()
-    truth("solver ddim", "on the straight path", "euler", error, 1e-13)
+    truth("solver ddim", "on the straight path", "euler", error, 3e-15)
 
 
 @pytest.mark.parametrize("grid", [grids.leading(1000), grids.leading(50), grids.trailing(13)])
@@ -73,7 +73,7 @@ def test_ddim_with_eta_one_is_the_ancestral_sampler(truth, grid):
 
     denoiser = DATA.denoiser(PATHS["linear"], "noise")
     error = (ddim(denoiser, X, grid, seeded(), eta=1.0) - ancestral(denoiser, X, grid, seeded())).abs().max()
-    truth("solver ddim", f"eta = 1, {len(grid) - 1} steps", "ancestral with the small variance", error, 1e-11)
+    truth("solver ddim", f"eta = 1, {len(grid) - 1} steps", "ancestral with the small variance", error, 3e-14)
 
 
 def probes(steps, spread):
@@ -106,7 +106,7 @@ def test_the_ancestral_sampler_draws_gaussian_data_with_the_right_moments(truth,
     x, noise = probes(1000, 1.0)
     mean, variance = moments(SOLVERS[solver](DATA.denoiser(path, "clean"), x, grid, noise))
     std = variance**0.5
-    truth(f"solver {solver}", "mean of Gaussian data, 1000 steps", "0.3", abs(mean - 0.3), 5e-3)
+    truth(f"solver {solver}", "mean of Gaussian data, 1000 steps", "0.3", abs(mean - 0.3), 1e-5)
     truth(f"solver {solver}", "std of Gaussian data, 1000 steps", "0.5", abs(std - 0.5), 1e-2)
 
 
@@ -136,7 +136,7 @@ def test_each_variance_is_exact_for_its_own_data(truth, solver, std, steps):
         worst = max(worst, abs(variance - float(data.spread(step.denoised.at)) ** 2))
 
     SOLVERS[solver](data.denoiser(path, "clean"), x, grid, noise, compare)
-    truth(f"solver {solver}", f"variance at each of {steps} steps, data of std {std:g}", "exact", worst, 1e-12)
+    truth(f"solver {solver}", f"variance at each of {steps} steps, data of std {std:g}", "exact", worst, 5e-14)
 
 
 def test_the_posterior_is_bayes_rule(truth):
@@ -152,7 +152,7 @@ def test_the_posterior_is_bayes_rule(truth):
         worst = max(
             worst, abs(float(q.small_variance - 1 / precision)), abs(float(q.of_clean * clean + q.of_x * x - mean))
         )
-    truth("posterior", "mean and variance on every path", "Bayes' rule", worst, 1e-13)
+    truth("posterior", "mean and variance on every path", "Bayes' rule", worst, 1e-15)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

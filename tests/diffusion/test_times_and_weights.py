@@ -59,4 +59,4 @@ def test_min_snr_is_that_of_the_paper(truth, kind, formula):
     at = PATHS["linear"].at(torch.linspace(0.001, 1, 1000))
     expected = formula((at.alpha / at.sigma) ** 2)
     error = (min_snr(at, kind) / expected - 1).abs().max()
-    truth("weighting min-snr", f"{kind} prediction, relative", "closed form", error, 1e-11)
+    truth("weighting min-snr", f"{kind} prediction, relative", "closed form", error, 5e-15)

@@ -80,7 +80,7 @@ class DenoisingModel(Model):
         at, kind = self.path.at(t), self.config.prediction
         x_t = rows(at.alpha, x) * x + rows(at.sigma, x) * n
         y = self.network(x_t, self.path.network_time(t), *labels)
-        error = (y.float() - target(kind, x, n, at)).square().flatten(1).mean(1)  # (B,)
+        error = (y.to(x.dtype) - target(kind, x, n, at)).square().flatten(1).mean(1)  # (B,)
         weight = WEIGHTINGS[self.config.weighting](at, kind).to(error.dtype)
         return Losses((weight * error).mean(), {"mse": error.detach().mean()})
 
