@@ -11,8 +11,8 @@ PLAIN_TOKENS = 1024  # up to so many tokens the CPU multiplies plain matrices: s
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, all of shape (B, heads, N, d).
 
-    On a CPU, and for maps small enough that N x N numbers per head are cheap to keep, two plain matrix products are twice
-    as fast as torch's fused kernel in bf16 (forwards and backwards together), and as fast in float32.
+    On a CPU, and for maps small enough that N x N numbers per head are cheap to keep, two plain matrix products are
+    twice as fast as torch's fused kernel in bf16 (forwards and backwards together), and as fast in float32.
     """
     if q.device.type == "cpu" and q.shape[2] <= PLAIN_TOKENS:
         return attend_plainly(q, k, v)

@@ -84,7 +84,7 @@ class UNet(nn.Module):
     classes       size of the class embedding, which is added to the time's; 0: none
     image_size    checked against the number of levels where given
 
-    On a CPU keep the weights in torch's ordinary (contiguous) layout: its group normalisation is up to thirty times slower
+    On a CPU keep the weights in the ordinary (contiguous) layout: torch's group normalisation is up to 30 times slower
     backwards on channels-last bf16 tensors, which costs more than the convolutions gain.
 
     Raises `ConfigError` if pictures of `image_size` cannot be halved often enough.
