@@ -98,7 +98,8 @@ def rows(repeats: int) -> Iterator[Row]:
     for name, precision in ((f"guided DDIM, {auto} against fp32", auto), ("guided DDIM, fp32 both", "fp32")):
 
         def sample(precision: str = precision) -> None:
-            ours.sample(DRAWN, labels=wanted, solver="ddim", steps=STEPS, guidance=W, precision=precision)
+            with autocast(precision, CPU):
+                ours.sample(DRAWN, labels=wanted, solver="ddim", steps=STEPS, guidance=W)
 
         taken = alternate(sample, lambda: their_sampling(theirs, wanted), repeats)
         yield row(f"{name}, {STEPS} steps", DRAWN, taken, precision)

@@ -17,7 +17,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = ROOT / "src" / "mezzotint" / "gallery.json"
 JUDGE = "runs/gallery/classifier"
-SHOWN = ("fd_classifier", "fd_efficientnet_lite0", "precision", "recall", "density", "coverage", "class_accuracy", "accuracy")
+SHOWN = (
+    "fd_classifier",
+    "fd_efficientnet_lite0",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "class_accuracy",
+    "accuracy",
+)
 
 
 @dataclass(frozen=True)
@@ -60,13 +69,17 @@ def make(entry: Entry) -> dict:
         command(f"sample {run} --n 100 {entry.sample} --out gallery/{entry.system}.png")
     judged = command(f"evaluate {run} {judge}")
     row["evaluate"] = f"mezzotint evaluate {run} {judge}"
-    row["numbers"] = {number["name"]: round(number["value"], 4) for number in judged["numbers"] if number["name"] in SHOWN}
+    row["numbers"] = {
+        number["name"]: round(number["value"], 4) for number in judged["numbers"] if number["name"] in SHOWN
+    }
     return row
 
 
 def page(rows: dict[str, dict]) -> str:
     """gallery/README.md."""
-    text = "# Gallery\n\nEach picture and number was made by the commands beside it, on two CPU cores: `make gallery`.\n"
+    text = (
+        "# Gallery\n\nEach picture and number was made by the commands beside it, on two CPU cores: `make gallery`.\n"
+    )
     for name, row in rows.items():
         text += f"\n## {name}\n\n"
         if (ROOT / "gallery" / f"{name}.png").exists():

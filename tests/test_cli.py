@@ -118,12 +118,12 @@ def test_evaluation_prints_its_protocol_and_writes_a_report(call, run, tmp_path)
         (("sample", "JUDGE", "--out", "x.png"), 2, "does not draw"),
         (("evaluate", "FLOW", "--data", "fashion", "--features", "incepton"), 2, "did you mean 'inception'"),
         (("evaluate", "FLOW", "--data", "fashion", "--n", "20", "--classifier", "nowhere"), 1, "nowhere"),
-        (("train", "ddpm", "--data", "FLOW", "--out", "x"), 1, "pictures"),
+        (("train", "ddpm", "--data", "EMPTY", "--out", "x"), 1, "no pictures"),
     ],
 )
 def test_mistakes_are_answered_in_a_sentence(call, run, tmp_path, monkeypatch, arguments, code, words):
     monkeypatch.chdir(tmp_path)
-    places = {"FLOW": run / "flow", "JUDGE": run / "judge"}
+    places = {"FLOW": run / "flow", "JUDGE": run / "judge", "EMPTY": tmp_path}
     ended, out, err = call(*(places.get(argument, argument) for argument in arguments))
     assert (ended, out) == (code, "")
     assert words in err
@@ -151,7 +151,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert f"mezzotint train rectified-flow --data fashion --out {out} --resume" in err
     assert "Traceback" not in err
     assert list((out / "checkpoints").glob("step_*"))
-    again = subprocess.run([*command[:8], "--resume", "--pictures", "8"], capture_output=True, text=True)
+    again = subprocess.run([*command[:9], "--resume", "--pictures", "8"], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
 
 

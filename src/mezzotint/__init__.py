@@ -1,10 +1,12 @@
 """Mezzotint: the canon of image generation, verified.
 
+In short:
+
     import mezzotint as mz
 
-    model = mz.create("rectified-flow", image_size=28, classes=10)   # a new model
-    model = mz.load("runs/clothes")                                   # a trained one
-    pictures = model.sample(16, seeds=0)                              # (16, C, H, W) in [-1, 1]
+    model = mz.create("rectified-flow", image_size=28, classes=10)  # a new model
+    model = mz.load("runs/clothes")  # a trained one
+    pictures = model.sample(16, seeds=0)  # (16, C, H, W) in [-1, 1]
 """
 
 from __future__ import annotations

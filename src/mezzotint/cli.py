@@ -216,12 +216,10 @@ def evaluate(
 
     accelerator = _accelerator()
     model = _load(run, accelerator)
-    size = (
-        {"image_size": model.identity.data.image_size, "channels": model.identity.data.channels}
-        if model.identity
-        else {}
-    )
-    test, train_set = open_pictures(data, split="test", **size), open_pictures(data, split="train", **size)
+    spec = model.identity.data if model.identity else None
+    size, channels = (spec.image_size, spec.channels) if spec else (None, None)
+    test = open_pictures(data, split="test", image_size=size, channels=channels)
+    train_set = open_pictures(data, split="train", image_size=size, channels=channels)
     controls = (
         _controls(model, {"steps": steps, "solver": solver, "guidance": guidance}) if isinstance(model, Samples) else {}
     )

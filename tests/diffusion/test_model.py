@@ -100,9 +100,9 @@ def test_a_perfect_denoiser_has_the_loss_that_cannot_be_explained(truth, choices
 @pytest.mark.parametrize("choices", [{}, RF])
 def test_a_picture_does_not_depend_on_its_batch(truth, choices):
     model = tiny(classes=3, **choices)
-    together = model.sample(5, labels=[0, 1, 2, 0, 1], seeds=10, guidance=1.5, precision="fp32")
+    together = model.sample(5, labels=[0, 1, 2, 0, 1], seeds=10, guidance=1.5)
     alone = torch.cat([
-        model.sample(1, labels=[k % 3], seeds=10 + k, guidance=1.5, precision="fp32") for k in range(5)
+        model.sample(1, labels=[k % 3], seeds=10 + k, guidance=1.5) for k in range(5)
     ])  # fmt: skip
     truth("sampling", "five pictures together", "one by one, float32", (together - alone).abs().max(), 1e-5)
 
@@ -157,7 +157,6 @@ def test_labels_are_hidden_as_often_as_asked():
     [
         ({"solver": "eular"}, "did you mean 'euler'"),
         ({"grid": "uniforn"}, "did you mean 'uniform'"),
-        ({"precision": "bf61"}, "did you mean 'bf16'"),
         ({"steps": 0}, "at least 1"),
         ({"labels": [0, 1, 3]}, "from 0 to 2"),
         ({"labels": [0, 1]}, "3 labels"),

@@ -215,15 +215,17 @@ def test_a_compiled_run_learns_the_same(tmp_path, pictures):
     assert torch.allclose(weights(plain.model), weights(compiled.model), atol=1e-5)
 
 
-def test_parameters_and_pictures_are_channels_last(tmp_path):
+@pytest.mark.parametrize(("devices", "strides"), [({"cpu"}, (192, 1, 24, 3)), (set(), (192, 64, 8, 1))])
+def test_parameters_and_pictures_have_the_layout_of_the_device(tmp_path, monkeypatch, devices, strides):
+    monkeypatch.setattr("mezzotint.training.trainer.CHANNELS_LAST", devices)
     pictures = open_pictures("fashion", image_size=8, channels=3)
     run = trainer(tmp_path, pictures, model=mz.create("toy", image_size=8, channels=3, width=4))
-    assert run.model.net[3].weight.is_contiguous(memory_format=torch.channels_last)
+    assert run.model.net[3].weight.is_contiguous(memory_format=torch.channels_last) == bool(devices)
     seen = []
     forward = run.model.forward
     run.model.forward = lambda batch, player: seen.append(batch.images.stride()) or forward(batch, player)
     run._step(run.model, 1.0)
-    assert seen == [(192, 1, 24, 3)]
+    assert seen == [strides]
 
 
 def test_previews_are_drawn_on_the_way(tmp_path, pictures):

@@ -14,7 +14,6 @@ from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError, DataError, suggest
 from ..core.model import Losses, Model
-from ..core.precision import autocast, resolve_precision
 from ..nn.unet import UNet, UNetConfig
 from .grids import GRIDS, Grid
 from .guidance import ClassifierFree
@@ -108,7 +107,6 @@ class DenoisingModel(Model):
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
         guidance: float | None = None,
-        precision: str = "auto",
         callback: Callback | None = None,
     ) -> Tensor:
         """n pictures in [-1, 1], (n, C, H, W) float32; picture k depends on seed k (and label k) alone.
@@ -117,7 +115,6 @@ class DenoisingModel(Model):
         seeds      n integers, or the first of n consecutive ones
         steps, solver, grid, guidance
                    None: as in the config; a solver or a grid may also be a function of one's own
-        precision  "auto": bf16 where the hardware is made for it; "fp32" repeats to the last digits across batch sizes
         callback   called with a `Step` at each step
 
         Raises `ConfigError` for an unknown name, a label out of range, or a condition that the model does not take.
@@ -129,11 +126,10 @@ class DenoisingModel(Model):
         solve = _choose("solver", SOLVERS, c.solver if solver is None else solver)
         times = _choose("grid", GRIDS, c.grid if grid is None else grid)(c.steps if steps is None else steps)
         w = self._guidance(guidance)
-        number_format = resolve_precision(precision, self.device)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         wanted = self._sampling_labels(n, labels, random)
         shape = (c.channels, c.image_size, c.image_size)
-        with _evaluating(self), torch.inference_mode(), autocast(number_format, self.device):
+        with _evaluating(self), torch.inference_mode():
             x = random.normal(*shape)
             x = solve(self.denoiser(wanted, w), x, times, lambda: random.normal(*shape), callback)
         return x.clamp(-1, 1)

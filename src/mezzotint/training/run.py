@@ -61,8 +61,7 @@ def train(
     system = find(settings.system)
     settings = _reconcile(settings, directory, resume)
     accelerator = accelerator or Accelerator()
-    sizes = {"image_size": settings.image_size, "channels": settings.channels}
-    pictures = open_pictures(settings.data, split="train", **sizes)
+    pictures = _open(settings, "train")
     recipe_changes, model_changes = _sort_changes(settings.changes or {})
     configs = configure(system, pictures.spec, settings.size, model_changes)
     if accelerator.is_main_process:
@@ -166,8 +165,7 @@ def _preview(settings: RunSettings, place: Path, recipe: Recipe) -> Callable[[Mo
     """A look at the averaged model: a grid of samples, and the loss on pictures that it does not train on."""
     held_out: Batch | None = None
     try:
-        test = open_pictures(settings.data, split="test", image_size=settings.image_size, channels=settings.channels)
-        held_out = _held_out(test)
+        held_out = _held_out(_open(settings, "test"))
     except DataError as error:
         logger.info("no held-out loss: %s", error)
 
@@ -191,6 +189,10 @@ def _preview(settings: RunSettings, place: Path, recipe: Recipe) -> Callable[[Mo
         return numbers
 
     return look
+
+
+def _open(settings: RunSettings, split: str) -> Pictures:
+    return open_pictures(settings.data, split=split, image_size=settings.image_size, channels=settings.channels)
 
 
 def _held_out(test: Pictures) -> Batch:

@@ -36,6 +36,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
 }
+CHANNELS_LAST = {"cuda"}  # where convolutions prefer it; on a CPU torch's group norm loses more than they gain
 LOG_STEPS = 10  # steps averaged into one row of metrics.jsonl
 SAVE_SECONDS = 120.0  # between two checkpoints, unless counted in pictures
 PREVIEW_SHARE = 0.1  # of the time at the most is spent on looking at samples
@@ -82,7 +83,7 @@ class Trainer:
         self.precision = resolve_precision(precision, self.device)
         self.preview, self.previews, self.save_every = preview, previews, save_every
 
-        self.model = channels_last(model.to(self.device)).train()
+        self.model = _laid_out(model.to(self.device)).train()
         self.average = MovingAverage(self.model) if recipe.ema_half_life else None
         if recipe.compile:
             self.model.compile()
@@ -308,12 +309,12 @@ class Trainer:
 
 
 def _layout(tensor: Tensor) -> torch.memory_format:
-    return torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+    last = tensor.dim() == 4 and tensor.device.type in CHANNELS_LAST
+    return torch.channels_last if last else torch.contiguous_format
 
 
-def channels_last(model: Model) -> Model:
-    """The model with every 4-D parameter in channels-last order, which convolutions prefer."""
+def _laid_out(model: Model) -> Model:
+    """The model with every parameter and buffer in the memory layout that its device prefers."""
     for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        tensor.data = tensor.data.contiguous(memory_format=_layout(tensor))
     return model
