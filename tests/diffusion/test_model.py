@@ -1,5 +1,7 @@
 """The denoising model: its loss, its samples, and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from gaussian import Gaussian
@@ -9,7 +11,7 @@ from mezzotint.core.errors import ConfigError, DataError
 from mezzotint.diffusion.model import DenoisingConfig, DenoisingModel
 from mezzotint.diffusion.predictions import convert
 from mezzotint.diffusion.solvers import euler
-from mezzotint.diffusion.systems import SYSTEMS, ddpm, rectified_flow
+from mezzotint.diffusion.systems import SYSTEMS, ddpm, rectified_flow, small_unet
 from mezzotint.nn.unet import UNetConfig
 
 TINY = UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention=(False, True), groups=4)
@@ -138,8 +140,6 @@ def test_a_solver_or_a_grid_of_ones_own():
 
 
 def test_sampling_ignores_dropout_and_leaves_the_mode_as_it_was():
-    from dataclasses import replace
-
     model = tiny(network=replace(TINY, dropout=0.5))
     model.train()
     assert torch.equal(model.sample(1), model.sample(1))
@@ -159,6 +159,8 @@ def test_labels_are_hidden_as_often_as_asked():
         ({"grid": "uniforn"}, "did you mean 'uniform'"),
         ({"steps": 0}, "at least 1"),
         ({"labels": [0, 1, 3]}, "from 0 to 2"),
+        ({"guidance": -0.5}, "0 or more"),
+        ({"guidance": float("inf")}, "0 or more"),
         ({"labels": [0, 1]}, "3 labels"),
         ({"captions": ["a shoe"] * 3}, "captions"),
         ({"mask": torch.ones(3, 1, 8, 8)}, "mask"),
@@ -180,13 +182,64 @@ def test_a_model_without_labels_cannot_be_guided():
         tiny(classes=3)(batch())
 
 
+def test_a_model_of_no_classes_does_not_look_at_labels():
+    """`--set classes=0 --set guidance=0` on pictures with labels."""
+    given = rectified_flow.stages[0].sizes["small"](PictureSpec(8, 1, ("a", "b")))
+    model = DenoisingModel(given.updated({"classes": "0", "guidance": "0"}))
+    labelled = batch(6, 2)
+    assert torch.equal(model(labelled).total, model(replace(labelled, labels=None)).total)
+    assert model.sample(2, steps=2, labels=None).shape == (2, 1, 8, 8)
+    with pytest.raises(ConfigError, match="leave labels away"):
+        model.sample(2, labels=[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("choices", "complaint"),
+    [
+        ({"steps": 0}, "at least 1 step"),
+        ({"steps": 1001}, "more than the 1000"),
+        ({"steps": 1001, "grid": "trailing", "path": "straight"}, "more than the 1000"),
+        ({"image_size": 0}, "image_size"),
+        ({"channels": 0}, "channels"),
+        ({"classes": -1}, "classes"),
+        ({"label_dropout": 1.5}, "label_dropout"),
+        ({"classes": 3, "guidance": -1.0}, "guidance"),
+        ({"classes": 3, "guidance": float("nan")}, "guidance"),
+        ({"grid": "leding"}, "did you mean 'leading'"),
+    ],
+)
+def test_choices_that_cannot_be_are_refused(choices, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        DenoisingConfig(**{"image_size": 8, "channels": 1, "network": TINY, **choices})
+
+
+def test_a_uniform_grid_has_as_many_steps_as_one_likes():
+    assert DenoisingConfig(8, 1, network=TINY, grid="uniform", steps=4000).steps == 4000
+
+
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
-@pytest.mark.parametrize("size", [8, 14, 28, 30, 32, 64])
-def test_small_models_fit_any_even_size(system, size):
+@pytest.mark.parametrize("size", [1, 7, 8, 14, 15, 28, 30, 32, 48, 64, 72, 96, 128])
+def test_small_models_fit_many_sizes(system, size):
     config = system.stages[0].sizes["small"](PictureSpec(size, 1, ("a", "b")))
     model = DenoisingModel(config)
     assert sum(p.numel() for p in model.parameters()) < 3e6
     assert model.sample(1, steps=1).shape == (1, 1, size, size)
+
+
+@pytest.mark.parametrize("size", [28, 72, 224, 256, 512, 1024, 2048])
+def test_the_small_network_attends_only_where_there_are_few_positions(size):
+    network = small_unet(PictureSpec(size))
+    assert len(network.attention) == len(network.multipliers)
+    assert all(size // 2**level <= 16 for level, yes in enumerate(network.attention) if yes)
+    assert network.attention[-1]
+    assert size % 2 ** (len(network.multipliers) - 1) == 0
+
+
+@pytest.mark.parametrize(("size", "nearest"), [(17, 16), (34, 32), (50, 48), (225, 224), (1023, 1024), (2049, 2048)])
+def test_sizes_that_the_small_network_cannot_halve_are_refused(size, nearest):
+    with pytest.raises(ConfigError, match=f"--image-size {nearest}"):
+        small_unet(PictureSpec(size))
+    small_unet(PictureSpec(nearest))
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)

@@ -91,11 +91,37 @@ def test_a_network_without_classes_takes_no_labels():
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
-    [({"groups": 5}, "groups"), ({"attention": (True,)}, "levels"), ({"head_dim": 5}, "head_dim")],
+    [
+        ({"groups": 5}, "groups"),
+        ({"groups": 0}, "groups must be at least 1"),
+        ({"groups": -4}, "groups must be at least 1"),
+        ({"attention": (True,)}, "levels"),
+        ({"head_dim": 5}, "head_dim"),
+        ({"head_dim": 0}, "head_dim must be at least 1"),
+        ({"channels": 0}, "channels must be at least 1"),
+        ({"channels": 2, "groups": 1}, "too few"),
+        ({"blocks": 0}, "blocks must be at least 1"),
+        ({"multipliers": (1, 0)}, "multipliers"),
+        ({"multipliers": (), "attention": ()}, "multipliers"),
+        ({"time_dim": 0}, "time_dim"),
+        ({"middle_groups": 5}, "middle_groups"),
+        ({"middle_groups": -1}, "middle_groups"),
+        ({"middle_scale": 0.0}, "middle_scale"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"eps": 0.0}, "eps"),
+    ],
 )
 def test_architectures_that_cannot_be_are_refused(changes, complaint):
     with pytest.raises(ConfigError, match=complaint):
         UNetConfig(**{**{"channels": 8, "multipliers": (1, 2), "attention": (False, True), "groups": 4}, **changes})
+
+
+def test_one_time_for_all_is_that_time_for_each(truth):
+    unet = UNet(UNetConfig(8, (1, 2), 1, (False, True), groups=4), 1, 1, classes=3).double()
+    x, labels = torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2])
+    one = unet(x, torch.tensor(321.5), labels)
+    error = (one - unet(x, torch.full((3,), 321.5), labels)).detach().abs().max()
+    truth("UNet", "one time for the whole batch, float64", "the same time for each picture", error, 1e-14)
 
 
 def test_pictures_that_cannot_be_halved_are_refused():

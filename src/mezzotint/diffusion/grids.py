@@ -1,4 +1,4 @@
-"""The times that a solver visits: N steps are N + 1 decreasing numbers, float64, the last of them 0."""
+"""The times that a solver visits: N steps are N + 1 decreasing numbers, float64 on the CPU, the last of them 0."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ Grid = Callable[[int], Tensor]  # N -> (N + 1,) float64
 
 def uniform(steps: int) -> Tensor:
     """1, 1 - 1/N, ..., 0 (survey, Box 10)."""
-    return torch.linspace(1, 0, _checked(steps) + 1, dtype=torch.float64)
+    return torch.linspace(1, 0, _checked(steps) + 1, dtype=torch.float64, device="cpu")
 
 
 def leading(steps: int, train_steps: int = 1000) -> Tensor:
     """The training indices 0, r, 2r, ... with r = floor(T / N), backwards (Song et al. 2020, appendix D.2)."""
     r = train_steps // _checked(steps, train_steps)
-    return _from_indices(torch.arange(steps) * r, train_steps)
+    return _from_indices(torch.arange(steps, device="cpu") * r, train_steps)
 
 
 def trailing(steps: int, train_steps: int = 1000) -> Tensor:
     """The training indices T - 1, T - 1 - T/N, ..., rounded: pure noise comes first (Lin et al. 2024, table 2)."""
-    k = train_steps - torch.arange(_checked(steps, train_steps), dtype=torch.float64) * train_steps / steps
+    i = torch.arange(_checked(steps, train_steps), dtype=torch.float64, device="cpu")
+    k = train_steps - i * train_steps / steps
     return _from_indices(k.round().long().flip(0) - 1, train_steps)
 
 
 def linspace(steps: int, train_steps: int = 1000) -> Tensor:
     """N of the training indices 0 ... T - 1 in equal steps, with both ends (Nichol and Dhariwal 2021, section 4)."""
-    k = torch.linspace(0, train_steps - 1, _checked(steps, train_steps), dtype=torch.float64)
+    k = torch.linspace(0, train_steps - 1, _checked(steps, train_steps), dtype=torch.float64, device="cpu")
     return _from_indices(k.round().long(), train_steps)
 
 

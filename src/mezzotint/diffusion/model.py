@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ class DenoisingConfig(Config):
 
     image_size: int
     channels: int
-    classes: int = 0  # how many; 0: unconditional
+    classes: int = 0  # how many; 0: unconditional, whatever labels the pictures have
     network: UNetConfig = field(default_factory=UNetConfig)
     path: Literal["linear", "cosine", "straight"] = "linear"
     prediction: Literal["noise", "clean", "velocity", "v"] = "noise"
@@ -46,8 +47,13 @@ class DenoisingConfig(Config):
     clip: bool = True  # hold the expected clean picture within [-1, 1] while sampling
 
     def __post_init__(self) -> None:
+        for name, least in (("image_size", 1), ("channels", 1), ("classes", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 <= self.label_dropout <= 1:
             raise ConfigError(f"label_dropout is a probability, not {self.label_dropout}")
+        _choose("grid", GRIDS, self.grid)(self.steps)  # refuses a number of steps that it cannot make
+        _check_strength(self.guidance)
         if self.guidance and not (self.classes and self.label_dropout):
             raise ConfigError("guidance needs classes and some label_dropout; set guidance to 0")
 
@@ -58,6 +64,7 @@ class DenoisingModel(Model):
     loss = E_{t, n} w_t |network(alpha_t x + sigma_t n, t, label) - target|^2, mean over the picture's numbers
 
     Source: survey, eq. 83 (noise), 104 (velocity), 92 (label dropout and guidance).
+    A model of no classes does not look at the labels of a batch.
     Raises `ConfigError` if the network cannot halve pictures of `image_size` often enough.
     """
 
@@ -80,7 +87,7 @@ class DenoisingModel(Model):
         x_t = rows(at.alpha, x) * x + rows(at.sigma, x) * n
         y = self.network(x_t, self.path.network_time(t), *labels)
         error = (y.to(x.dtype) - target(kind, x, n, at)).square().flatten(1).mean(1)  # (B,)
-        weight = WEIGHTINGS[self.config.weighting](at, kind).to(error.dtype)
+        weight = rows(WEIGHTINGS[self.config.weighting](at, kind), error)
         return Losses((weight * error).mean(), {"mse": error.detach().mean()})
 
     def denoiser(self, labels: Tensor | None = None, guidance: float = 0.0) -> Denoiser:
@@ -131,7 +138,7 @@ class DenoisingModel(Model):
         shape = (c.channels, c.image_size, c.image_size)
         with _evaluating(self), torch.inference_mode():
             x = random.normal(*shape)
-            x = solve(self.denoiser(wanted, w), x, times, lambda: random.normal(*shape), callback)
+            x = solve(self.denoiser(wanted, w), x, times.double().cpu(), lambda: random.normal(*shape), callback)
         return x.clamp(-1, 1)
 
     def _training_labels(self, batch: Batch, random: PictureRandom) -> tuple[Tensor, ...]:
@@ -151,16 +158,17 @@ class DenoisingModel(Model):
         drawn = random.integers(0, classes)  # also where labels are given, so that the noise is the same
         if labels is None:
             return drawn
-        given = torch.as_tensor(labels, dtype=torch.long, device=self.device)
+        given = torch.as_tensor(labels, dtype=torch.long, device="cpu")  # to look at them without waiting
         if given.shape != (n,):
             raise ConfigError(f"{n} pictures need {n} labels, got the shape {tuple(given.shape)}")
         if n and not 0 <= int(given.min()) <= int(given.max()) < classes:
             raise ConfigError(f"labels are numbers from 0 to {classes - 1}, got {sorted(set(given.tolist()))}")
-        return given
+        return given.to(self.device)
 
     def _guidance(self, guidance: float | None) -> float:
         if guidance is None:
             return self.config.guidance
+        _check_strength(guidance)
         if guidance and not (self.config.classes and self.config.label_dropout):
             raise ConfigError("this model cannot be guided: it was trained without labels, or without hiding any")
         return guidance
@@ -172,6 +180,11 @@ def _choose(what: str, known: Mapping[str, Choice], wanted: str | Choice) -> Cho
     if wanted not in known:
         raise ConfigError(f"no {what} is called {wanted!r}{suggest(wanted, known)}")
     return known[wanted]
+
+
+def _check_strength(guidance: float) -> None:
+    if not (math.isfinite(guidance) and guidance >= 0):
+        raise ConfigError(f"guidance is a strength of 0 or more, not {guidance}")
 
 
 @contextmanager

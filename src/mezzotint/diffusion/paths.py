@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class Coefficients(NamedTuple):
-    """A path at some time: float64, of the time's shape."""
+    """A path at some time: float64, of the time's shape, on the CPU like it."""
 
     alpha: Tensor
     sigma: Tensor
@@ -63,12 +63,12 @@ def linear_betas(T: int) -> Tensor:
 
     Those ends are for T = 1000; for another T they are multiplied by 1000 / T, so that x_1 is about as noisy.
     """
-    return torch.linspace(1e-4, 0.02, T, dtype=torch.float64) * (1000 / T)
+    return torch.linspace(1e-4, 0.02, T, dtype=torch.float64, device="cpu") * (1000 / T)
 
 
 def cosine_betas(T: int, s: float = 0.008) -> Tensor:
     """beta of alpha_bar = cos^2((t + s) / (1 + s) pi/2), at most 0.999 (Nichol and Dhariwal 2021, eq. 17), (T,)."""
-    t = torch.arange(T + 1, dtype=torch.float64) / T
+    t = torch.arange(T + 1, dtype=torch.float64, device="cpu") / T
     alpha_bar = torch.cos((t + s) / (1 + s) * math.pi / 2) ** 2
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
 
@@ -97,7 +97,7 @@ class VariancePreserving:
     def at(self, t: Tensor) -> Coefficients:
         """alpha, sigma and their derivatives."""
         t = t.double()
-        table = self.log_alpha_bars.to(t.device)
+        table = self.log_alpha_bars
         position = t * self.steps
         k = (position - 1e-9).ceil().long().sub(1).clamp(0, self.steps - 1)  # position in (k, k + 1]
         increment = table[k + 1] - table[k]

@@ -66,9 +66,15 @@ def target(kind: str, clean: Tensor, noise: Tensor, at: Coefficients) -> Tensor:
 
 
 def rows(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A number, or one for each row of x, in a shape and dtype that multiply x."""
+    """Float64 numbers of the CPU, one or one for each row, in the shape, dtype and device in which they multiply x.
+
+    The dtype comes first: the device may not have float64. A single number stays on the CPU, which is as good as a
+    Python number on every device, and waits for none.
+    """
     coefficient = coefficient.to(x.dtype)
-    return coefficient.view(-1, *[1] * (x.dim() - 1)) if coefficient.dim() else coefficient
+    if coefficient.dim() == 0:
+        return coefficient
+    return coefficient.view(-1, *[1] * (x.dim() - 1)).to(x.device, non_blocking=True)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 denoiser  (x, t) -> `Denoised`, with its path
 x         the state at grid[0], (B, C, H, W)
-grid      decreasing times, the last is the state that is returned
+grid      decreasing times, float64 on the CPU; the last is that of the state that is returned
 noise     a function that returns fresh standard normal numbers like x; only stochastic solvers call it
 callback  called with a `Step` before x moves on
 """
@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, Protocol
 from torch import Tensor
 
 from .paths import Coefficients
-from .predictions import Denoised, Denoiser
+from .predictions import Denoised, Denoiser, rows
 
 Noise = Callable[[], Tensor]
 
@@ -47,7 +47,7 @@ def euler(denoiser: Denoiser, x: Tensor, grid: Tensor, noise: Noise, callback: C
     for i, t, t_next in _steps(grid):
         d = denoiser(x, t)
         _tell(callback, i, grid, d)
-        x = x + (t_next - t) * d.velocity
+        x = x + rows(t_next - t, x) * d.velocity
     return x
 
 
@@ -59,11 +59,11 @@ def heun(denoiser: Denoiser, x: Tensor, grid: Tensor, noise: Noise, callback: Ca
     for i, t, t_next in _steps(grid):
         d = denoiser(x, t)
         _tell(callback, i, grid, d)
-        v = d.velocity
-        x_next = x + (t_next - t) * v
+        v, dt = d.velocity, rows(t_next - t, x)
+        x_next = x + dt * v
         if denoiser.path.at(t_next).sigma > 0:
             v_next = denoiser(x_next, t_next).velocity
-            x_next = x + (t_next - t) * (v + v_next) / 2
+            x_next = x + dt * (v + v_next) / 2
         x = x_next
     return x
 
@@ -83,9 +83,9 @@ def ddim(
         at_s = denoiser.path.at(s)
         variance = eta**2 * posterior(d.at, at_s).small_variance
         clean, n = d.clean, d.noise
-        x = at_s.alpha * clean + (at_s.sigma**2 - variance).clamp(min=0).sqrt() * n
+        x = rows(at_s.alpha, x) * clean + rows((at_s.sigma**2 - variance).clamp(min=0).sqrt(), x) * n
         if eta and at_s.sigma > 0:
-            x = x + variance.sqrt() * noise()
+            x = x + rows(variance.sqrt(), x) * noise()
     return x
 
 
@@ -108,9 +108,10 @@ def ancestral(
         _tell(callback, i, grid, d)
         at_s = denoiser.path.at(s)
         q = posterior(d.at, at_s)
-        x = q.of_clean * d.clean + q.of_x * x
+        x = rows(q.of_clean, x) * d.clean + rows(q.of_x, x) * x
         if at_s.sigma > 0:
-            x = x + (q.small_variance if variance == "small" else q.large_variance).sqrt() * noise()
+            b = q.small_variance if variance == "small" else q.large_variance
+            x = x + rows(b.sqrt(), x) * noise()
     return x
 
 

@@ -5,19 +5,40 @@ from __future__ import annotations
 from typing import Literal
 
 from ..core.batch import PictureSpec
+from ..core.errors import ConfigError
 from ..core.system import Optimizer, Paper, Recipe, Stage, System
 from ..nn.unet import UNetConfig
 from .model import DenoisingConfig, DenoisingModel
 
+COARSEST = 16  # pixels across the level at which the small network attends, at the most
+
 
 def small_unet(data: PictureSpec) -> UNetConfig:
-    """About 1.5 M parameters: halved while the size is even and above 8 pixels, attention at the coarsest level."""
-    levels, size = 1, data.image_size
-    while size % 2 == 0 and size > 8:
-        levels, size = levels + 1, size // 2
-    multipliers = (1, 2, 2, 2, 2, 2, 2, 2)[:levels]
+    """About 1.5 M parameters: halved while the size is even and above 8 pixels, attention at the coarsest level.
+
+    Raises `ConfigError`, naming the nearest size that can, for pictures that cannot be halved to 16 pixels or fewer:
+    attention over more positions, and a coarsest level so fine, would take more time than a laptop has.
+    """
+    levels, coarsest = _halvings(data.image_size)
+    if coarsest > COARSEST:
+        sizes = range(1, 2 * data.image_size)
+        workable = (size for size in sizes if _halvings(size)[1] <= COARSEST)
+        nearest = min(workable, key=lambda size: abs(size - data.image_size))
+        raise ConfigError(
+            f"the small network halves pictures until {COARSEST} pixels or fewer are left, which pictures of"
+            f" {data.image_size} pixels do not allow; use --image-size {nearest}"
+        )
+    multipliers = (1, *[2] * (levels - 1))
     attention = tuple(level == levels - 1 for level in range(levels))
     return UNetConfig(channels=32, multipliers=multipliers, blocks=2, attention=attention, head_dim=32, groups=8)
+
+
+def _halvings(size: int) -> tuple[int, int]:
+    """How many levels the small network has for pictures of this size, and the size at the coarsest."""
+    levels = 1
+    while size % 2 == 0 and size > 8:
+        levels, size = levels + 1, size // 2
+    return levels, size
 
 
 def ddpm_unet(data: PictureSpec) -> UNetConfig:
@@ -53,6 +74,17 @@ SMALL_RECIPE = Recipe(
     ema_half_life=20_000,
 )
 
+# Ho et al. 2020, appendix B: batch 128, Adam at 2e-4, EMA 0.9999, 800 k steps, random flips
+PAPER_RECIPE = Recipe(
+    batch_size=128,
+    pictures=102_400_000,
+    optimizers={"model": Optimizer("adam", lr=2e-4)},
+    warmup=640_000,
+    decay="constant",
+    ema_half_life=887_000,
+    flip=True,
+)
+
 ddpm = System(
     name="ddpm",
     title="Denoising diffusion probabilistic model",
@@ -71,14 +103,7 @@ ddpm = System(
                 "small": lambda data: _ddpm(data, small_unet(data), "ddim", steps=50, guidance=1.0),
                 "paper": lambda data: _ddpm(data, ddpm_unet(data), "ancestral", steps=1000, guidance=0.0),
             },
-            recipes={
-                "small": SMALL_RECIPE,
-                # Ho et al. 2020, appendix B: batch 128, Adam at 2e-4, EMA 0.9999, 800 k steps, random flips
-                "paper": Recipe(
-                    batch_size=128, pictures=102_400_000, optimizers={"model": Optimizer("adam", lr=2e-4)},
-                    warmup=640_000, decay="constant", ema_half_life=887_000, flip=True,
-                ),
-            },
+            recipes={"small": SMALL_RECIPE, "paper": PAPER_RECIPE},
         ),
     ),
 )  # fmt: skip
@@ -105,13 +130,7 @@ rectified_flow = System(
                 # The paper trains DDPM++ (Song et al. 2021); with DDPM's UNet both systems differ in the path alone.
                 "paper": lambda data: _rectified_flow(data, ddpm_unet(data), times="uniform", guidance=0.0),
             },
-            recipes={
-                "small": SMALL_RECIPE,
-                "paper": Recipe(
-                    batch_size=128, pictures=102_400_000, optimizers={"model": Optimizer("adam", lr=2e-4)},
-                    warmup=640_000, decay="constant", ema_half_life=887_000, flip=True,
-                ),
-            },
+            recipes={"small": SMALL_RECIPE, "paper": PAPER_RECIPE},
         ),
     ),
 )  # fmt: skip

@@ -43,7 +43,9 @@ class TimeEmbedding(nn.Module):
         self.linear2 = nn.Linear(out_dim, out_dim)
 
     def forward(self, t: Tensor) -> Tensor:
-        """The embedding of each time."""
+        """The embedding of each time, on the device of the weights wherever t is."""
+        weight = self.linear1.weight
+        t = t.float().to(weight.device, non_blocking=True)  # times are kept in float64 on the CPU
         waves = sinusoids(t, self.dim, cosine_first=self.cosine_first, freq_shift=self.freq_shift)
-        embedding: Tensor = self.linear2(nn.functional.silu(self.linear1(waves.to(self.linear1.weight.dtype))))
+        embedding: Tensor = self.linear2(nn.functional.silu(self.linear1(waves.to(weight.dtype))))
         return embedding

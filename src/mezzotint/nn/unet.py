@@ -42,13 +42,32 @@ class UNetConfig(Config):
     center_input: bool = False  # the network sees 2x - 1
 
     def __post_init__(self) -> None:
-        if not self.multipliers or len(self.attention) != len(self.multipliers):
+        if not self.multipliers:
+            raise ConfigError("multipliers is empty; give one for each level")
+        if len(self.attention) != len(self.multipliers):
             raise ConfigError(
                 f"attention has {len(self.attention)} entries for {len(self.multipliers)} levels; give one for each"
             )
+        for name, least in (("channels", 1), ("blocks", 1), ("groups", 1), ("head_dim", 1), ("time_dim", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, not {value}")
+        if min(self.multipliers) < 1:
+            raise ConfigError(f"multipliers must be at least 1 each, not {', '.join(map(str, self.multipliers))}")
+        if self.channels // 2 <= self.freq_shift:
+            raise ConfigError(f"{self.channels} channels are too few for sinusoids with freq_shift={self.freq_shift:g}")
         for width in self.widths:
             if width % self.groups:
                 raise ConfigError(f"{self.groups} groups do not divide a level of {width} channels; change groups")
+        if self.middle_groups and (self.middle_groups < 0 or self.widths[-1] % self.middle_groups):
+            raise ConfigError(
+                f"{self.middle_groups} groups do not divide the {self.widths[-1]} channels of the middle;"
+                " change middle_groups"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is a probability below 1, not {self.dropout}")
+        for name in ("eps", "middle_scale"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         attending = [width for width, yes in zip(self.widths, self.attention) if yes]
         attending += [self.widths[-1]] if self.middle and self.middle_attention else []
         for width in attending:
@@ -84,8 +103,9 @@ class UNet(nn.Module):
     classes       size of the class embedding, which is added to the time's; 0: none
     image_size    checked against the number of levels where given
 
-    On a CPU keep the weights in the ordinary (contiguous) layout: torch's group normalisation is up to 30 times slower
-    backwards on channels-last bf16 tensors, which costs more than the convolutions gain.
+    It works in whatever memory layout its weights and x have; choosing one is the trainer's business: channels-last on
+    CUDA, contiguous on a CPU, where torch's group normalisation is up to 30 times slower backwards on channels-last
+    bf16 tensors, which costs more than the convolutions gain.
 
     Raises `ConfigError` if pictures of `image_size` cannot be halved often enough.
     Source: Ho et al. 2020 (arXiv 2006.11239), appendix B; Dhariwal and Nichol 2021 (arXiv 2105.05233), section 3;
@@ -125,10 +145,10 @@ class UNet(nn.Module):
         """The network's answer.
 
         x       (B, C, H, W)
-        t       (B,) or (), in whatever unit the network was trained with
+        t       (B,) or (), in whatever unit the network was trained with, on any device
         labels  (B,) int64, if and only if the network has classes
         """
-        times = self._times(t.expand(len(x)), labels)
+        times = self._times(t.reshape(-1), labels)  # one time for all is embedded once
         h = self.conv_in(2 * x - 1 if self.config.center_input else x)
         skips = [h]
         for level in cast("Iterable[Level]", self.down):
@@ -152,7 +172,7 @@ class UNet(nn.Module):
     def _times(self, t: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
         if (labels is None) != (self.label is None):
             raise ValueError("labels are needed" if self.label is not None else "this network has no classes")
-        embedding = self.time(t)  # (B, time_dim)
+        embedding = self.time(t)  # (B, time_dim) or (1, time_dim)
         if self.label is not None:
             embedding = embedding + self.label(labels)
         return iter(self.time_projection(F.silu(embedding)).split(self.time_widths, dim=1))
