@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS := runs
 
-.PHONY: venv demo data test lint slow truth gallery benchmarks clean
+.PHONY: venv demo data test lint truth gallery benchmarks clean
 
 venv: .venv/complete
 
@@ -27,9 +27,6 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-slow: venv  ## the longer checks
-	$(BIN)/python -m pytest -m slow
 
 truth: venv  ## every property and parity check, and its measured error, into docs/truth.md
 	$(BIN)/python tests/make_truth.py

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Learn to draw clothes, and judge the result: under six minutes on two CPU cores.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 rm -rf demo
 mezzotint train rectified-flow --data fashion --minutes 2.75 --out demo/clothes
 mezzotint train classifier --data fashion --minutes 0.75 --out demo/judge

@@ -13,15 +13,10 @@ RECORDS = "MEZZOTINT_TRUTH"  # a directory into which each checked error is writ
 
 
 def pytest_collection_modifyitems(items):
-    """Slow checks run only where they are asked for; those that measure an error can be asked for by `-m truth`."""
+    """The checks that measure an error can be asked for by `-m truth`."""
     for item in items:
         if "truth" in getattr(item, "fixturenames", ()):
             item.add_marker("truth")
-
-
-def pytest_configure(config):
-    if not config.option.markexpr:
-        config.option.markexpr = "not slow"
 
 
 @pytest.fixture(autouse=True)

@@ -66,7 +66,7 @@ def test_one_step_changes_the_loss(name, batch):
 def test_the_loss_of_a_batch_is_the_mean_over_its_parts(name, batch):
     """What makes one process and many see the same loss."""
     pictures, spec = batch
-    model = build(name, spec).eval()
+    model = build(name, spec).train()
     with torch.no_grad():
         whole = model(pictures, next(iter(model.players()))).total
         halves = [model(pictures[rows], next(iter(model.players()))).total for rows in (slice(0, 4), slice(4, 8))]

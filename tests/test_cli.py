@@ -72,6 +72,28 @@ def test_one_grid_or_a_folder_of_pictures(call, run, tmp_path):
         assert picture.size == (16, 16)
 
 
+def test_precision_reaches_the_network(call, run, tmp_path):
+    pictures = []
+    for precision in ("fp32", "bf16"):
+        options = ("--steps", 2, "--seed", 1, "--n", 1, "--precision", precision)
+        call("sample", run / "flow", "--out", tmp_path / precision, *options)
+        pictures.append(np.asarray(Image.open(tmp_path / precision / "000001.png")).astype(int))
+    assert 0 < abs(pictures[0] - pictures[1]).max() < 40
+
+
+def test_a_folder_of_samples_grows_and_other_folders_are_left_alone(call, run, tmp_path):
+    for seed in (0, 2):
+        assert call("sample", run / "flow", "--out", tmp_path / "s", "--n", 2, "--steps", 1, "--seed", seed)[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "s" / "metadata.jsonl").read_text().splitlines()]
+    assert [row["seed"] for row in rows] == [0, 1, 2, 3]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metadata.jsonl").write_text('{"file_name": "cat.png", "text": "a cat"}')
+    code, _, err = call("sample", run / "flow", "--out", tmp_path / "mine", "--n", 2, "--steps", 1)
+    assert code == 2
+    assert "choose a new folder" in err
+    assert "a cat" in (tmp_path / "mine" / "metadata.jsonl").read_text()
+
+
 def test_a_picture_depends_on_its_seed_alone(call, run, tmp_path):
     options = ("--steps", 2, "--label", "dress", "--precision", "fp32")
     call("sample", run / "flow", "--n", 3, "--out", tmp_path / "a", "--seed", 10, *options)
@@ -92,7 +114,8 @@ def test_evaluation_prints_its_protocol_and_writes_a_report(call, run, tmp_path)
     code, out, _ = call("evaluate", run / "flow", *options)
     assert code == 0
     assert "fd_classifier" in out
-    assert "N=40" in out.replace(" ", "") or "40" in out
+    assert "n: 40" in out
+    assert "precision" in out
 
 
 @pytest.mark.parametrize(
@@ -116,6 +139,11 @@ def test_evaluation_prints_its_protocol_and_writes_a_report(call, run, tmp_path)
         (("sample", "FLOW", "--out", "x.png", "--solver", "eular"), 2, "did you mean 'euler'"),
         (("sample", "FLOW", "--out", "x.png", "--n", "0"), 2, "--n"),
         (("sample", "JUDGE", "--out", "x.png"), 2, "does not draw"),
+        (("sample", "FLOW", "--out", "x.png", "--label", "²"), 2, "no class is called"),
+        (("sample", "runs/my clothes", "--out", "x.png"), 1, "runs/my clothes"),
+        (("train", "ddpm", "--data", "fashion", "--out", "x", "--set", "accumulate=0"), 2, "accumulate"),
+        (("train", "ddpm", "--data", "fashion", "--out", "x", "--set", "network.groups=0"), 2, "groups"),
+        (("evaluate", "owner/name", "--data", "fashion"), 2, "--out"),
         (("evaluate", "FLOW", "--data", "fashion", "--features", "incepton"), 2, "did you mean 'inception'"),
         (("evaluate", "FLOW", "--data", "fashion", "--n", "20", "--classifier", "nowhere"), 1, "nowhere"),
         (("train", "ddpm", "--data", "EMPTY", "--out", "x"), 1, "no pictures"),

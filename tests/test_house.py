@@ -61,4 +61,15 @@ def test_import_costs_little_more_than_torch():
 
 def test_every_version_is_pinned():
     pinned = [line.split(";")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    assert sum("==" in line for line in pinned) > 50
     assert all("==" in line for line in pinned if line and not line.startswith("#"))
+
+
+def test_every_file_of_the_package_is_installed_with_it():
+    """Whatever is no module must be named by package-data, or a wheel lacks it."""
+    settings = re.search(r"^mezzotint = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    patterns = re.findall(r'"([^"]+)"', settings[1])
+    package = ROOT / "src" / "mezzotint"
+    named = {path for pattern in patterns for path in package.glob(pattern)}
+    others = {path for path in _tracked() if package in path.parents and path.suffix != ".py"}
+    assert others <= named

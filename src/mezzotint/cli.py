@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import logging
 import os
+import shlex
 import sys
 from enum import Enum
 from pathlib import Path
@@ -137,7 +138,7 @@ def train(
         facts = {"checkpoint": str(outcome.checkpoint), "steps": position.step, "pictures": position.pictures}
         print(jsonlib.dumps({**facts, "seconds": position.seconds, "interrupted": outcome.interrupted}))
     if outcome.interrupted:
-        again = f"mezzotint train {system} --data {data} --out {out} --resume"
+        again = shlex.join(["mezzotint", "train", system, "--data", data, "--out", str(out), "--resume"])
         print(f"stopped and saved at step {position.step:,}; go on with:\n  {again}", file=sys.stderr)
         return INTERRUPTED
     spent = f"{position.step:,} steps, {position.pictures:,} pictures, {position.seconds / 60:.1f} minutes"
@@ -180,7 +181,7 @@ def sample(
 
         images = interleave(gather_object([images]))
     if accelerator.is_main_process:
-        names = model.identity.data.classes if model.identity else ()
+        names = model.classes
         try:
             written = _write_pictures(
                 images, out, seed, [] if labels is None else [names[k] for k in labels.tolist()], grid
@@ -214,6 +215,10 @@ def evaluate(
     from .evaluation.evaluate import evaluate as judge
     from .evaluation.report import write_report
 
+    if out is None:
+        if not run.is_dir():
+            raise ConfigError(f"{run} is no folder here, so say with --out where the report goes")
+        out = run
     accelerator = _accelerator()
     model = _load(run, accelerator)
     spec = model.identity.data if model.identity else None
@@ -230,7 +235,7 @@ def evaluate(
             controls=controls, run=run, shard=shard, progress=count,
         )  # fmt: skip
     if accelerator.is_main_process:
-        folder = write_report(evaluation, out or run)
+        folder = write_report(evaluation, out)
         if json:
             print(jsonlib.dumps(evaluation.to_dict()))
         else:
@@ -360,17 +365,19 @@ def _labels(model: Model, n: int, label: str | None) -> Any:
     """The label of each of n pictures: the one asked for, or all in turn; None for a model without classes."""
     import torch
 
-    names = model.identity.data.classes if model.identity else ()
+    names = model.classes
     if not names:
         if label is not None:
             raise ConfigError(f"{_name(model)} was trained without labels, so --label means nothing to it")
         return None
     if label is None:
         return torch.arange(n) % len(names)
-    by_name = {name.lower(): index for index, name in enumerate(names)}
-    if label.lower() in by_name:
-        return torch.full((n,), by_name[label.lower()])
-    if label.isdigit() and int(label) < len(names):
+    if label in names:
+        return torch.full((n,), names.index(label))
+    lower = [name.lower() for name in names]
+    if lower.count(label.lower()) == 1:
+        return torch.full((n,), lower.index(label.lower()))
+    if label.isascii() and label.isdecimal() and int(label) < len(names):
         return torch.full((n,), int(label))
     raise ConfigError(f"no class is called {label!r}{suggest(label, names)}")
 
@@ -393,16 +400,38 @@ def _counting(n: int, accelerator: Accelerator) -> Any:
 
 
 def _write_pictures(images: Any, out: Path, seed: int, names: list[str], grid: Any) -> list[str]:
-    """One grid for a file name; a folder of pictures with their metadata.jsonl otherwise."""
-    if out.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
+    """One grid for a file name; a folder of pictures with their metadata.jsonl otherwise.
+
+    A folder of earlier samples gets more of them. Raises `ConfigError` if it holds anything else.
+    """
+    from PIL import Image
+
+    if out.suffix.lower() in Image.registered_extensions():
         out.parent.mkdir(parents=True, exist_ok=True)
         grid(images).save(out)
         return [str(out)]
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows = _earlier_samples(out)
+    written = [str(out)]
     for k, image in enumerate(images):
         name = f"{seed + k:06d}.png"
         grid(image[None], padding=0, scale=1).save(out / name)
-        rows.append({"file_name": name, "seed": seed + k, **({"label": names[k]} if names else {})})
-    (out / "metadata.jsonl").write_text("".join(jsonlib.dumps(row) + "\n" for row in rows))
-    return [str(out), *(str(out / str(row["file_name"])) for row in rows)]
+        rows[name] = {"file_name": name, "seed": seed + k, **({"label": names[k]} if names else {})}
+        written.append(str(out / name))
+    (out / "metadata.jsonl").write_text("".join(jsonlib.dumps(rows[name]) + "\n" for name in sorted(rows)))
+    return written
+
+
+def _earlier_samples(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a folder that this command filled before. Raises `ConfigError` if it holds anything else."""
+    present = {path.name for path in folder.iterdir()}
+    if not present:
+        return {}
+    try:
+        lines = (folder / "metadata.jsonl").read_text().splitlines()
+        rows = {row["file_name"]: row for row in map(jsonlib.loads, lines) if "seed" in row}
+    except (OSError, ValueError, KeyError, TypeError):
+        rows = {}
+    if present != {"metadata.jsonl", *rows}:
+        raise ConfigError(f"{folder} holds other files than samples; choose a new folder")
+    return rows

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .core.batch import PictureSpec
-from .core.checkpoint import MANIFEST, latest, load_tensors, verify
+from .core.checkpoint import PICKLES, latest, load_tensors, read_description, verify
 from .core.config import Config
 from .core.errors import CheckpointError, ConfigError, suggest
 from .core.model import Model
@@ -107,30 +107,19 @@ def load(place: str | os.PathLike[str], *, weights: str = "best") -> Model:
 
     Every byte is compared with its checksum first. Raises `CheckpointError`.
     """
-    directory = verify(latest(_local(place)))
-    description = read_description(directory)
-    model = rebuild(description, directory)
-    averaged = (directory / "ema.safetensors").exists()
     if weights not in ("best", "ema", "model"):
         raise ConfigError(f"weights are 'best', 'ema' or 'model', not {weights!r}")
+    directory = latest(_local(place))
+    files = verify(directory)
+    averaged = "ema.safetensors" in files
+    if not {"config.json", "model.safetensors"} <= files:
+        raise CheckpointError(f"{directory} holds no model; copy it again from where it was made")
     if weights == "ema" and not averaged:
         raise CheckpointError(f"{directory} holds no moving average; load its weights with weights='model'")
+    model = rebuild(read_description(directory), directory)
     file = "ema.safetensors" if averaged and weights != "model" else "model.safetensors"
     load_weights(model, directory / file)
     return model.eval()
-
-
-def read_description(directory: Path) -> dict[str, Any]:
-    """`config.json` of a verified checkpoint."""
-    try:
-        description = json.loads((directory / "config.json").read_text())
-        if description["format"] != "mezzotint 1":
-            raise CheckpointError(
-                f"{directory} is of the format {description['format']!r}; upgrade mezzotint to read it"
-            )
-        return dict(description)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{directory / 'config.json'} does not describe a model ({error})") from None
 
 
 def rebuild(description: Mapping[str, Any], directory: Path) -> Model:
@@ -154,18 +143,16 @@ def load_weights(model: Model, path: Path) -> None:
 
 
 def _local(place: str | os.PathLike[str]) -> Path:
-    path = Path(place)
-    text = os.fspath(place)
-    if path.exists() or path.suffix or text.startswith((".", "/", "~")) or text.count("/") != 1:
+    """The folder itself, or that into which a hub repository called owner/name was downloaded."""
+    path, text = Path(place).expanduser(), os.fspath(place)
+    if path.exists() or path.suffix in PICKLES or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
         return path
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        allowed = [MANIFEST, "config.json", "*.safetensors"]
-        return Path(snapshot_download(text, allow_patterns=allowed))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # whatever the hub's client raises: no such name, no access, no network
+        first = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"there is no folder {text}, and the hub has no such model either ({first})") from None
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import shutil
 import signal
+from fnmatch import fnmatch
 
 import pytest
 import torch
 from toys import register_toys
 
 import mezzotint as mz
-from mezzotint.core.checkpoint import load_tensors, save_tensors, verify, writing
+from mezzotint.core.checkpoint import checkpoints, latest, load_tensors, save_tensors, verify, writing
 
 register_toys()
 
@@ -50,6 +52,56 @@ def test_what_is_no_model_is_not_overwritten(saved, tmp_path):
     with pytest.raises(mz.CheckpointError, match="not overwritten"):
         model.save(tmp_path / "holiday")
     assert (tmp_path / "holiday" / "beach.txt").read_text() == "sand"
+
+
+@pytest.mark.parametrize("extra", ["README.md", "report.html"])
+def test_a_model_with_anything_beside_it_is_not_overwritten(saved, extra):
+    model, directory = saved
+    (directory / extra).write_text("mine")
+    with pytest.raises(mz.CheckpointError, match="more than a saved model"):
+        model.save(directory)
+    assert (directory / extra).read_text() == "mine"
+
+
+def test_the_manifest_of_another_program_protects_its_folder(saved, tmp_path):
+    model, _ = saved
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text('{"name": "a web app"}')
+    with pytest.raises(mz.CheckpointError, match="not overwritten"):
+        model.save(tmp_path / "app")
+
+
+def test_weights_that_were_not_saved_with_the_model_are_not_loaded(saved, tmp_path):
+    """A stale moving average left in the folder of another export."""
+    model, directory = saved
+    other = mz.create("toy", image_size=8)
+    save_tensors(other.state_dict(), directory / "ema.safetensors")
+    assert torch.equal(mz.load(directory).sample(1), model.sample(1))
+    with pytest.raises(mz.CheckpointError, match="no moving average"):
+        mz.load(directory, weights="ema")
+
+
+def test_a_failed_replacement_leaves_the_old_model(saved, monkeypatch):
+    model, directory = saved
+    rename = os.rename
+
+    def refusing(source, target):
+        if str(target) == str(directory) and str(source).endswith(".tmp"):
+            raise OSError("refused")
+        rename(source, target)
+
+    monkeypatch.setattr("os.rename", refusing)
+    with pytest.raises(mz.CheckpointError, match="refused"):
+        mz.create("toy", image_size=8).save(directory)
+    assert torch.equal(mz.load(directory).sample(1), model.sample(1))
+
+
+def test_other_names_beside_the_checkpoints_are_left_alone(saved, tmp_path):
+    _, directory = saved
+    for name in ("step_00000007", "step_00000010", "step_00000010 copy", "step_00000500_best"):
+        shutil.copytree(directory, tmp_path / "run" / "checkpoints" / name)
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step_00000007", "step_00000010"]
+    assert latest(tmp_path / "run").name == "step_00000010"
 
 
 @pytest.mark.parametrize("k", range(100))
@@ -141,7 +193,7 @@ def test_the_manifest_covers_every_file(saved):
     _, directory = saved
     listed = json.loads((directory / "manifest.json").read_text())["files"]
     assert set(listed) == {path.name for path in directory.iterdir()} - {"manifest.json"}
-    assert verify(directory) == directory
+    assert verify(directory) == set(listed)
 
 
 def test_a_model_outside_the_catalogue_says_so(tmp_path):
@@ -151,12 +203,28 @@ def test_a_model_outside_the_catalogue_says_so(tmp_path):
         Toy(ToyConfig(8)).save(tmp_path / "x")
 
 
-def test_a_hub_repository_is_loaded_from_its_snapshot(saved, monkeypatch):
+def test_a_hub_repository_is_loaded_from_its_snapshot(saved, tmp_path, monkeypatch):
     model, directory = saved
     asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **_: asked.append(repo) or str(directory))
-    assert torch.equal(mz.load("someone/clothes").sample(1), model.sample(1))
-    assert asked == ["someone/clothes"]
+
+    def download(repo, allow_patterns):
+        """What the hub would bring: the files whose names are allowed."""
+        asked.append(repo)
+        here = tmp_path / "snapshot"
+        shutil.copytree(directory, here, dirs_exist_ok=True)
+        for path in here.iterdir():
+            if not any(fnmatch(path.name, pattern) for pattern in allow_patterns):
+                path.unlink()
+        return str(here)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert torch.equal(mz.load("someone/clothes-v1.5").sample(1), model.sample(1))
+    assert asked == ["someone/clothes-v1.5"]
+
+
+def test_a_place_that_is_no_name_on_the_hub_is_a_missing_folder():
+    with pytest.raises(mz.CheckpointError, match="runs/my clothes"):
+        mz.load("runs/my clothes")
 
 
 def test_a_hub_repository_out_of_reach_is_a_checkpoint_error(monkeypatch):

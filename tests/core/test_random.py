@@ -45,7 +45,7 @@ def test_a_batch_splits_into_rows_with_their_seeds():
     batch = Batch(torch.rand(4, 1, 2, 2), torch.arange(4), list("abcd"), seeds=[1, 2, 3, 4])
     half = batch[2:]
     assert half.captions == ["c", "d"]
-    assert half.labels.tolist() == half.labels.tolist() == [2, 3]
+    assert half.labels.tolist() == [2, 3]
     assert torch.equal(half.random().normal(5), batch.random().normal(5)[2:])
 
 

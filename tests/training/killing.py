@@ -51,7 +51,8 @@ def finish(directory: Path, resume: bool) -> None:
 
 def contents(directory: Path) -> dict[str, bytes]:
     """Every byte of the last checkpoint, less the clock."""
-    checkpoint = verify(latest(directory))
+    checkpoint = latest(directory)
+    verify(checkpoint)
     files = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.suffix == ".safetensors"}
     state = json.loads((checkpoint / "state.json").read_text())
     del state["position"]["seconds"]

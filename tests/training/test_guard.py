@@ -11,7 +11,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def guard(**options) -> GradientGuard:
-    made = GradientGuard("model", factor=10.0, max_skips=5, **options)
+    made = GradientGuard("model", "model", factor=10.0, max_skips=5, **options)
     for _ in range(SETTLING):
         assert made.accepts(2.0)
     return made
@@ -31,7 +31,7 @@ def test_ordinary_and_small_gradients_are_used(good):
 
 
 def test_before_it_knows_what_is_usual_only_the_infinite_is_refused():
-    young = GradientGuard("model", factor=10.0, max_skips=5)
+    young = GradientGuard("model", "model", factor=10.0, max_skips=5)
     assert young.accepts(1.0)
     assert young.accepts(1e6)
     assert not young.accepts(NAN)
@@ -56,7 +56,25 @@ def test_what_is_usual_follows_a_slow_change():
 
 
 def test_its_state_survives():
-    judge, again = guard(), GradientGuard("model", factor=10.0, max_skips=5)
+    judge, again = guard(), GradientGuard("model", "model", factor=10.0, max_skips=5)
     judge.accepts(NAN)
     again.restore(judge.state())
     assert again == judge
+
+
+def test_a_satisfied_critic_does_not_lower_what_is_usual():
+    judge = guard()
+    for _ in range(200):
+        assert judge.accepts(0.0)
+    assert judge.accepts(19.9)
+
+
+def test_a_run_that_is_mostly_skipped_stops_too():
+    judge = GradientGuard("critic", "model", factor=10.0, max_skips=25)
+
+    def mostly_skipped():
+        for turn in range(1000):
+            judge.accepts(1.0 if turn % 25 == 0 else NAN)
+
+    with pytest.raises(TrainingError, match=r"optimizers\.model\.lr"):
+        mostly_skipped()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,10 +16,12 @@ from toys import RECIPE, ToyConfig, register_toys
 
 import mezzotint as mz
 from mezzotint.core.checkpoint import latest, load_tensors
+from mezzotint.core.model import Losses
+from mezzotint.core.records import read_metrics
 from mezzotint.core.system import Optimizer
 from mezzotint.data import open_pictures
-from mezzotint.training.journal import read_metrics
-from mezzotint.training.run import RunSettings, train
+from mezzotint.training.journal import time_left
+from mezzotint.training.run import RunSettings, read_settings, train
 from mezzotint.training.schedule import Budget
 from mezzotint.training.trainer import Trainer
 
@@ -47,7 +50,7 @@ def test_the_loss_falls(tmp_path, pictures):
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert outcome.position.pictures == 3000
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
-    assert rows[-1]["step"] == 370  # 375 steps, one row for each ten
+    assert [row["step"] for row in rows] == [1, *range(10, 375, 10), 375]  # and the last step, whatever its number
     assert {"loss", "error", "gradient_norm/model", "lr", "pictures_per_second", "skipped"} <= set(rows[-1])
 
 
@@ -102,12 +105,11 @@ def test_a_resumed_run_ends_bit_identical(tmp_path, pictures, name):
     whole = trainer(tmp_path / "whole", pictures, name, Budget(pictures=480))
     whole.run()
     first = trainer(tmp_path / "parts", pictures, name, Budget(pictures=480))
-    first.stop_requested = False
     move, moves = first._move, []
 
     def stop_after_seven(player, rate):
         moves.append(player)
-        first.stop_requested = len(moves) >= 7
+        first.asked_to_stop = len(moves) >= 7
         return move(player, rate)
 
     first._move = stop_after_seven
@@ -258,6 +260,109 @@ def test_a_run_is_not_overwritten_and_resumes_with_its_own_settings(tmp_path):
     outcome = train(RunSettings("toy", "fashion", budget=Budget(pictures=160)), tmp_path / "run", resume=True)
     assert outcome.position.pictures == 160
     assert json.loads((tmp_path / "run" / "run.json").read_text())["seed"] == 4
+
+
+def test_a_resumed_run_may_change_recipe_and_precision_but_not_the_model(tmp_path):
+    settings = RunSettings("toy", "fashion", image_size=8, budget=Budget(pictures=80), changes={"width": "6"})
+    train(settings, tmp_path / "run")
+    cooler = {"optimizers.model.lr": "1e-4", "width": "6"}
+    asked = RunSettings("toy", "fashion", budget=Budget(pictures=160), precision="fp32", changes=cooler)
+    train(asked, tmp_path / "run", resume=True)
+    kept = read_settings(tmp_path / "run")
+    assert (kept.precision, kept.changes) == ("fp32", cooler)
+    with pytest.raises(mz.ConfigError, match="width is part of the model"):
+        train(replace(asked, changes={"width": "7"}), tmp_path / "run", resume=True)
+
+
+def test_a_run_of_another_seed_or_model_is_not_continued(tmp_path, pictures):
+    trainer(tmp_path, pictures, seed=1).run()
+    with pytest.raises(mz.CheckpointError, match="seed 1, not 2"):
+        trainer(tmp_path, pictures, seed=2).resume()
+    with pytest.raises(mz.CheckpointError, match="another model"):
+        trainer(tmp_path, pictures, seed=1, model=mz.create("toy", image_size=8, classes=2)).resume()
+
+
+def test_a_flipped_setting_is_noticed(tmp_path):
+    settings = RunSettings("toy", "fashion", image_size=8, budget=Budget(pictures=80), seed=4)
+    train(settings, tmp_path / "run")
+    file = tmp_path / "run" / "run.json"
+    file.write_text(file.read_text().replace('"seed": 4', '"seed": 5'))
+    with pytest.raises(mz.CheckpointError, match="not what was saved"):
+        train(settings, tmp_path / "run", resume=True)
+
+
+def test_an_interrupted_first_stage_is_not_overwritten(tmp_path):
+    settings = RunSettings("toy-stages", "fashion", image_size=8, budget=Budget(pictures=160))
+    train(settings, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(mz.ConfigError, match="--resume"):
+        train(settings, tmp_path / "run")
+    assert train(settings, tmp_path / "run", resume=True).position.pictures == 80
+
+
+def test_a_preview_that_fails_loses_nothing(tmp_path, pictures):
+    def broken(model, step):
+        raise mz.ConfigError("cannot be drawn")
+
+    with pytest.raises(mz.ConfigError, match="cannot be drawn"):
+        trainer(tmp_path, pictures, preview=broken).run()
+    assert latest(tmp_path / "run").name == "step_00000002"
+
+
+def test_a_full_disk_is_an_error_in_words(tmp_path, pictures, monkeypatch):
+    run = trainer(tmp_path, pictures, budget=Budget(pictures=400), save_every=80)
+
+    def full(journal, step, numbers):
+        if step >= 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mezzotint.training.journal.Journal.write", full)
+    with pytest.raises(mz.TrainingError, match="No space left"):
+        run.run()
+    assert mz.load(tmp_path / "run")
+
+
+def test_a_run_in_half_precision_skips_what_overflows(tmp_path, pictures):
+    """The scale of fp16 gradients falls after an overflow, survives a checkpoint, and no refused gradient is used."""
+    run = trainer(tmp_path, pictures)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
+    forward = run.model.forward
+    run.model.forward = lambda batch, player: Losses(1e4 * forward(batch, player).total, {})
+    before = weights(run.model).clone()
+    for _ in range(3):
+        run._step(run.model, 1.0)  # 2^127 times such a loss is not finite
+    assert torch.equal(weights(run.model), before)
+    assert run.scaler.get_scale() < 2.0**127
+    assert run.guards["model"].skipped > 0
+    while run.guards["model"].skipped_in_a_row:
+        run._step(run.model, 1.0)
+    assert not torch.equal(weights(run.model), before)
+    run._write()
+    again = trainer(tmp_path, pictures)
+    again.scaler = torch.amp.GradScaler("cpu")
+    again.resume()
+    assert again.scaler.get_scale() == run.scaler.get_scale()
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": "0"}, {"batch_size": "0"}, {"warmup": "-1"}, {"skip_factor": "1"}])
+def test_a_recipe_is_checked(changes):
+    with pytest.raises(mz.ConfigError, match=next(iter(changes))):
+        RECIPE.updated(changes)
+
+
+def test_time_left_counts_from_where_the_session_began():
+    assert time_left(0.0, 0.25, 30.0) == "1:30 left"
+    assert time_left(0.9, 0.95, 30.0) == "0:30 left"
+    assert time_left(0.5, 0.5, 0.0) == "starting"
+
+
+def test_an_unconditional_run_on_labelled_pictures(tmp_path):
+    changes = {"classes": "0", "guidance": "0", "steps": "2", "batch_size": "8"}
+    settings = RunSettings("rectified-flow", "fashion", image_size=8, budget=Budget(pictures=16), changes=changes)
+    train(settings, tmp_path / "run")
+    model = mz.load(tmp_path / "run")
+    assert model.classes == ()
+    assert model.sample(2).shape == (2, 1, 8, 8)
 
 
 def test_settings_change_recipe_and_model(tmp_path):

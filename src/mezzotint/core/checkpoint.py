@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from .errors import CheckpointError
 if TYPE_CHECKING:
     from .model import Model
 
+FORMAT = "mezzotint 1"
 MANIFEST = "manifest.json"
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar"}
 
@@ -30,12 +32,12 @@ PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar"}
 def writing(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary directory that becomes `directory` when the block ends well, and vanishes when it does not.
 
-    Raises `CheckpointError` if the disk is full or not writable, or if `directory` holds something that is
-    no checkpoint; what was at `directory` is then as it was.
+    Raises `CheckpointError` if the disk is full or not writable, or if `directory` holds anything but a saved model;
+    what was at `directory` is then as it was.
     """
     target = Path(directory)
-    if target.exists() and not (target / MANIFEST).exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} exists and is no saved model, so it is not overwritten; choose another name")
+    if target.exists() and not _is_replaceable(target):
+        raise CheckpointError(f"{target} holds more than a saved model, so it is not overwritten; choose another name")
     scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -54,22 +56,40 @@ def writing(directory: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _is_replaceable(target: Path) -> bool:
+    """Whether nothing but an empty folder, or exactly the files of a saved model, would be lost."""
+    if not target.is_dir():
+        return False
+    present = {path.name for path in target.iterdir()}
+    if not present:
+        return True
+    try:
+        manifest = json.loads((target / MANIFEST).read_text())
+        return bool(manifest["format"] == FORMAT and present == {MANIFEST, *manifest["files"]})
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _write_manifest(directory: Path) -> None:
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(directory.iterdir())}
-    manifest = {"format": "mezzotint 1", "files": files}
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(directory.iterdir())}
+    manifest = {"format": FORMAT, "files": files}
     manifest["sha256"] = _digest(manifest)
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
 def _rename(scratch: Path, target: Path) -> None:
+    """Put the new directory in the place of the old one, or leave the old one there."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
     if target.exists():
-        aside = target.with_name(f".{target.name}.{os.getpid()}.old")
         os.rename(target, aside)
+    try:
         os.rename(scratch, target)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        os.rename(scratch, target)
+    except OSError:
+        with suppress(FileNotFoundError):
+            os.rename(aside, target)
+        raise
     _flush(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
@@ -80,7 +100,8 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -93,14 +114,14 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def verify(directory: str | os.PathLike[str]) -> Path:
-    """The checkpoint's directory, after every byte of it was compared with its checksum.
+def verify(directory: str | os.PathLike[str]) -> frozenset[str]:
+    """The names of a checkpoint's files, after every byte of them was compared with its checksum.
 
+    A file that is not among them was not saved with the others, and must not be read as one of them.
     Raises `CheckpointError` if anything is missing, truncated or altered.
     """
     directory = Path(directory)
-    if directory.suffix in PICKLES:
-        refuse_pickle(directory)
+    refuse_pickle(directory)
     if not directory.is_dir():
         raise CheckpointError(f"there is no saved model at {directory}")
     try:
@@ -110,27 +131,28 @@ def verify(directory: str | os.PathLike[str]) -> Path:
             raise CheckpointError(f"{directory / MANIFEST} is damaged; {_remedy(directory)}")
         for name, expected in files.items():
             path = directory / name
-            if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
-                raise CheckpointError(f"{path} is damaged: its contents are not what was saved; {_remedy(directory)}")
+            if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
+                raise CheckpointError(f"{path} is damaged: it is not what was saved; {_remedy(directory)}")
+        return frozenset(files)
     except FileNotFoundError as error:
-        pickled = [path for path in directory.iterdir() if path.suffix in PICKLES]
-        if pickled:
-            refuse_pickle(pickled[0])
+        for path in directory.iterdir():
+            refuse_pickle(path)
         raise CheckpointError(f"{error.filename} is missing; {_remedy(directory)}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{directory / MANIFEST} is damaged; {_remedy(directory)}") from None
-    return directory
 
 
 def _remedy(directory: Path) -> str:
-    others = sorted(p.name for p in directory.parent.glob("step_*") if p != directory)
+    others = [path.name for path in checkpoints(directory.parent.parent) if path != directory]
     if directory.parent.name == "checkpoints" and others:
         return f"remove {directory} to go back to {others[-1]}"
     return "copy it again from where it was made, or train it again"
 
 
 def refuse_pickle(path: Path) -> None:
-    """Raises `CheckpointError`: loading a pickle can run any code."""
+    """Raises `CheckpointError` if the file's ending is a pickle's: loading one can run any code."""
+    if path.suffix not in PICKLES or path.is_dir():
+        return
     raise CheckpointError(
         f"{path} is a pickle, which can run any code when it is loaded, so it is refused; if you trust it, convert it:"
         ' python -c "import torch, safetensors.torch as s; s.save_file('
@@ -161,8 +183,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     path = Path(path)
-    if path.suffix in PICKLES:
-        refuse_pickle(path)
+    refuse_pickle(path)
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
     try:
@@ -179,10 +200,21 @@ def describe_model(model: Model) -> dict[str, Any]:
             " not say how to build it again; add it to the catalogue with mezzotint.systems.register"
         )
     return {
-        "format": "mezzotint 1",
+        "format": FORMAT,
         **model.identity.to_dict(),
         "stages": {name: config.to_dict() for name, config in model.configs.items()},
     }
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """`config.json` of a verified checkpoint. Raises `CheckpointError` if it does not describe a model."""
+    try:
+        description = json.loads((directory / "config.json").read_text())
+        if description["format"] != FORMAT:
+            raise CheckpointError(f"{directory} has the format {description['format']!r}; upgrade mezzotint to read it")
+        return dict(description)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory / 'config.json'} does not describe a model ({error})") from None
 
 
 def save_model(model: Model, directory: str | os.PathLike[str]) -> None:
@@ -193,18 +225,21 @@ def save_model(model: Model, directory: str | os.PathLike[str]) -> None:
         save_tensors(model.state_dict(), scratch / "model.safetensors")
 
 
+def checkpoints(run: str | os.PathLike[str]) -> list[Path]:
+    """The checkpoints of a run directory, oldest first; other names beside them are left alone."""
+    found = (Path(run) / "checkpoints").glob("step_*")
+    return sorted(path for path in found if re.fullmatch(r"step_\d{8,}", path.name) and path.is_dir())
+
+
 def latest(directory: str | os.PathLike[str]) -> Path:
     """The newest checkpoint of a run directory, or the directory itself if it is a checkpoint.
 
     Raises `CheckpointError` if there is none.
     """
     directory = Path(directory)
-    if directory.suffix in PICKLES:
-        refuse_pickle(directory)
     if (directory / MANIFEST).exists():
         return directory
-    steps = sorted((directory / "checkpoints").glob("step_*"), key=lambda path: int(path.name.split("_")[1]))
-    if not steps:
-        verify(directory)  # says what is missing
-        raise CheckpointError(f"{directory} holds no checkpoint yet; train it first")
-    return steps[-1]
+    if steps := checkpoints(directory):
+        return steps[-1]
+    verify(directory)  # says what is missing
+    raise CheckpointError(f"{directory} holds no checkpoint yet; train it first")

@@ -46,7 +46,7 @@ class Config:
             raise ConfigError(f"setting {key!r}: {first['msg']} (got {first['input']!r})") from None
         except ConfigError:
             raise
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise ConfigError(str(error)) from None
 
     @classmethod

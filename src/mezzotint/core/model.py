@@ -56,6 +56,12 @@ class Model(nn.Module, ABC):
         """Where the parameters are."""
         return next(self.parameters()).device
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that the model knows; empty where it learned without labels, whatever its data had."""
+        told: int = getattr(self.config, "classes", 0)
+        return self.identity.data.classes if self.identity is not None and told else ()
+
     def save(self, directory: str | PathLike[str]) -> None:
         """Write `config.json`, `model.safetensors` and their checksums; `mezzotint.load` brings them back.
 

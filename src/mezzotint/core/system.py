@@ -53,6 +53,24 @@ class Recipe(Config):
     flip: bool = False  # mirror pictures at random
     pixels: Literal["levels", "dequantised", "binary"] = "levels"  # what the model is shown of a grey level
 
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "pictures", "max_skips"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("warmup", "final_lr", "ema_half_life", "ema_ramp"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, but it is {getattr(self, name)}")
+        if self.skip_factor <= 1:
+            raise ConfigError(f"skip_factor must be above 1, not {self.skip_factor}")
+
+    def optimizer_name(self, player: str) -> str:
+        """Whose settings a player uses: its own, or those of "model"."""
+        return player if player in self.optimizers else "model"
+
+    def optimizer(self, player: str) -> Optimizer:
+        """The settings of a player's optimizer."""
+        return self.optimizers.get(self.optimizer_name(player), Optimizer())
+
 
 @dataclass(frozen=True)
 class Stage:

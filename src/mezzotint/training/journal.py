@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
@@ -11,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-logger = logging.getLogger("mezzotint.training")
+from ..core.records import read_metrics
+
 QUIET_SECONDS = 10.0  # between two lines where there is no terminal to draw a bar on
 
 
@@ -53,23 +53,12 @@ class Journal:
         self.board.close()
 
 
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line cut short by a kill is left out."""
-    rows = []
-    if file.exists():
-        for line in file.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-    return rows
-
-
 class Progress:
     """A bar with rate, time left and losses on a terminal; a line every ten seconds elsewhere."""
 
-    def __init__(self, title: str, visible: bool = True) -> None:
+    def __init__(self, title: str, share: float, visible: bool = True) -> None:
         self.title = title
+        self.started_at = share  # what earlier sessions did
         self.visible = visible
         self.bar: Any = None
         self.spoken = 0.0
@@ -77,15 +66,13 @@ class Progress:
     def __enter__(self) -> Progress:
         if self.visible and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-            self.bar = Bar(
-                *columns, TimeRemainingColumn(), TextColumn("{task.fields[said]}"), console=Console(stderr=True)
-            )
+            self.bar = Bar(*columns, TextColumn("{task.fields[said]}"), console=Console(stderr=True))
             self.bar.start()
-            self.task = self.bar.add_task(self.title, total=1.0, said="")
+            self.task = self.bar.add_task(self.title, total=1.0, completed=self.started_at, said="")
         return self
 
     def __exit__(
@@ -95,13 +82,21 @@ class Progress:
             self.bar.stop()
 
     def show(self, share: float, seconds: float, rate: float, numbers: dict[str, float]) -> None:
-        """The share done, the seconds spent in this session, pictures per second, and the latest losses."""
+        """The share of the run done, the seconds of this session, pictures per second, and the latest losses."""
         if not self.visible:
             return
-        said = f"{rate:,.0f} pictures/s  " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        left = time_left(self.started_at, share, seconds)
+        said = f"{left}  {rate:,.0f} pictures/s  " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         if self.bar is not None:
             self.bar.update(self.task, completed=share, said=said)
         elif time.monotonic() - self.spoken >= QUIET_SECONDS:
             self.spoken = time.monotonic()
-            left = f"{seconds * (1 - share) / share:.0f} s left" if share > 0 else "starting"
-            print(f"{self.title}  {share:4.0%}  {left}  {said}", file=sys.stderr, flush=True)
+            print(f"{self.title}  {share:4.0%}  {said}", file=sys.stderr, flush=True)
+
+
+def time_left(before: float, share: float, seconds: float) -> str:
+    """How long the rest takes at the pace of this session, which brought the run from `before` to `share`."""
+    if share <= before:
+        return "starting"
+    left = round(seconds * (1.0 - share) / (share - before))
+    return f"{left // 60}:{left % 60:02d} left"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,19 +15,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..core.batch import Batch
+from ..core.batch import Batch, PictureRandom, PictureSpec
+from ..core.checkpoint import checkpoints
 from ..core.config import Config
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.model import Classifies, Model, Samples
-from ..core.system import Identity, Recipe, build_stage
-from ..data import Pictures, open_pictures
+from ..core.system import Identity, Recipe, System, build_stage
+from ..data import Pictures, open_pictures, spread_over
 from ..data.grid import grid
+from ..data.loader import PIXELS
 from ..systems import configure, find, load
 from .schedule import Budget
 from .trainer import Outcome, Trainer
 
 logger = logging.getLogger("mezzotint.training")
 PREVIEW_ROWS = 6
+PREVIEW_SECONDS = 20.0  # fewer pictures are drawn where these would take longer
 HELD_OUT = 256  # pictures of the test split on which the loss is watched
 
 
@@ -59,9 +64,9 @@ def train(
     """
     directory = Path(directory)
     system = find(settings.system)
-    settings = _reconcile(settings, directory, resume)
+    settings = _reconcile(settings, system, directory, resume)
     accelerator = accelerator or Accelerator()
-    pictures = _open(settings, "train")
+    pictures = open_pictures(settings.data, split="train", image_size=settings.image_size, channels=settings.channels)
     recipe_changes, model_changes = _sort_changes(settings.changes or {})
     configs = configure(system, pictures.spec, settings.size, model_changes)
     if accelerator.is_main_process:
@@ -84,9 +89,10 @@ def train(
         trainer = Trainer(
             model, pictures, place, recipe, _share(settings.budget, recipe, len(system.stages)),
             seed=settings.seed, precision=settings.precision, save_every=settings.save_every,
-            preview=_preview(settings, place, recipe), accelerator=accelerator,
+            preview=_preview(settings, pictures.spec, place, recipe) if accelerator.is_main_process else None,
+            accelerator=accelerator,
         )  # fmt: skip
-        if resume and _has_checkpoint(place):
+        if resume and checkpoints(place):
             trainer.resume()
         outcome = trainer.run()
         if outcome.interrupted or last:
@@ -97,19 +103,25 @@ def train(
 
 
 def read_settings(directory: Path) -> RunSettings:
-    """`run.json` of a run directory. Raises `CheckpointError` if it is missing or damaged."""
+    """`run.json` of a run directory. Raises `CheckpointError` if it is damaged."""
     try:
-        return RunSettings.from_dict(json.loads((directory / "run.json").read_text()))
-    except (OSError, ValueError, ConfigError) as error:
-        raise CheckpointError(
-            f"{directory / 'run.json'} is damaged ({error}); train again into a new directory"
-        ) from None
+        found = json.loads((directory / "run.json").read_text())
+        if found.pop("sha256") != _digest(found):
+            raise ValueError("it is not what was saved")
+        return RunSettings.from_dict(found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{directory / 'run.json'} is damaged ({error}); train into a new directory") from None
 
 
-def _reconcile(settings: RunSettings, directory: Path, resume: bool) -> RunSettings:
-    """The settings to use: those of the run to resume, of which only the budget may be changed."""
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _reconcile(settings: RunSettings, system: System, directory: Path, resume: bool) -> RunSettings:
+    """The settings to use: those of the run to resume, of which budget, precision and recipe may be changed."""
     if not resume:
-        if _has_checkpoint(directory):
+        places = [directory, *(directory / stage.name for stage in system.stages)]
+        if any(checkpoints(place) for place in places):
             raise ConfigError(
                 f"{directory} already holds a run; add --resume to go on with it, or choose another --out"
             )
@@ -118,21 +130,32 @@ def _reconcile(settings: RunSettings, directory: Path, resume: bool) -> RunSetti
         logger.info("%s holds no run yet; starting one", directory)
         return settings
     before = read_settings(directory)
-    for name in ("system", "data", "size", "image_size", "channels", "seed", "precision", "changes"):
+    for name in ("system", "data", "size", "image_size", "channels", "seed"):
         asked, was = getattr(settings, name), getattr(before, name)
         if asked != getattr(RunSettings, name, None) and asked != was:
             option = name.replace("_", "-")
             raise ConfigError(
                 f"this run was started with {option} {was!r}, not {asked!r}; resume with that, or train anew"
             )
-    return replace(before, budget=settings.budget or before.budget, save_every=settings.save_every or before.save_every)
+    old, new = before.changes or {}, settings.changes or {}
+    for key in _sort_changes(new)[1]:
+        if new[key] != old.get(key):
+            raise ConfigError(f"{key} is part of the model, which a resumed run keeps; train anew to change it")
+    return replace(
+        before,
+        budget=settings.budget or before.budget,
+        save_every=settings.save_every or before.save_every,
+        precision=settings.precision if settings.precision != "auto" else before.precision,
+        changes={**old, **new} or None,
+    )
 
 
 def _write_settings(settings: RunSettings, directory: Path) -> None:
+    values = settings.to_dict()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         scratch = directory / ".run.json.tmp"
-        scratch.write_text(json.dumps(settings.to_dict(), indent=1))
+        scratch.write_text(json.dumps({**values, "sha256": _digest(values)}, indent=1))
         os.replace(scratch, directory / "run.json")
     except OSError as error:
         raise ConfigError(f"cannot write to {directory}: {error.strerror}; choose another --out") from None
@@ -153,36 +176,40 @@ def _share(budget: Budget | None, recipe: Recipe, stages: int) -> Budget:
     return Budget(minutes=(budget.minutes or 0.0) / stages)
 
 
-def _has_checkpoint(place: Path) -> bool:
-    return any((place / "checkpoints").glob("step_*"))
-
-
 def _is_finished(place: Path) -> bool:
     return (place / "finished").exists()
 
 
-def _preview(settings: RunSettings, place: Path, recipe: Recipe) -> Callable[[Model, int], dict[str, float]]:
+def _preview(
+    settings: RunSettings, spec: PictureSpec, place: Path, recipe: Recipe
+) -> Callable[[Model, int], dict[str, float]]:
     """A look at the averaged model: a grid of samples, and the loss on pictures that it does not train on."""
     held_out: Batch | None = None
     try:
-        held_out = _held_out(_open(settings, "test"))
+        test = open_pictures(settings.data, split="test", image_size=spec.image_size, channels=spec.channels)
+        held_out = _held_out(test, recipe)
     except DataError as error:
         logger.info("no held-out loss: %s", error)
+    seconds_each: list[float] = []  # of one picture, measured once
 
     @torch.no_grad()
     def look(model: Model, step: int) -> dict[str, float]:
         numbers: dict[str, float] = {}
         if held_out is not None:
-            losses = model(held_out.to(model.device), next(iter(model.players())))
-            numbers["held_out_loss"] = losses.total.item()
-            if isinstance(model, Classifies) and held_out.labels is not None:
-                guesses = model.classify(held_out.images.to(model.device)).argmax(1).cpu()
-                numbers["held_out_accuracy"] = (guesses == held_out.labels).float().mean().item()
+            batch = held_out.to(model.device)
+            numbers["held_out_loss"] = model(batch, next(iter(model.players()))).total.item()
+            if isinstance(model, Classifies) and batch.labels is not None:
+                hits = model.classify(batch.images).argmax(1) == batch.labels
+                numbers["held_out_accuracy"] = hits.float().mean().item()
         if isinstance(model, Samples):
-            classes = len(model.identity.data.classes) if model.identity else 0
-            columns = classes if 2 <= classes <= 16 else 8  # one class a column
-            labels = torch.arange(PREVIEW_ROWS * columns) % classes if classes else None
-            images = model.sample(PREVIEW_ROWS * columns, labels=labels, seeds=settings.seed)
+            if not seconds_each:
+                began = time.monotonic()
+                model.sample(1, seeds=settings.seed)
+                seconds_each.append(time.monotonic() - began)
+            columns = len(model.classes) if 2 <= len(model.classes) <= 16 else 8  # one class a column
+            n = max(1, min(PREVIEW_ROWS * columns, int(PREVIEW_SECONDS / seconds_each[0])))
+            labels = torch.arange(n) % len(model.classes) if model.classes else None
+            images = model.sample(n, labels=labels, seeds=settings.seed)
             path = place / "samples" / f"step_{step:06d}.png"
             path.parent.mkdir(exist_ok=True)
             grid(images.float().cpu(), columns=columns).save(path)
@@ -191,11 +218,9 @@ def _preview(settings: RunSettings, place: Path, recipe: Recipe) -> Callable[[Mo
     return look
 
 
-def _open(settings: RunSettings, split: str) -> Pictures:
-    return open_pictures(settings.data, split=split, image_size=settings.image_size, channels=settings.channels)
-
-
-def _held_out(test: Pictures) -> Batch:
-    batch = test.batch(range(min(HELD_OUT, len(test))))
-    batch.seeds = list(range(len(batch)))
-    return batch
+def _held_out(test: Pictures, recipe: Recipe) -> Batch:
+    """Some test pictures, spread over the set, shown as the recipe shows pictures to the model."""
+    rows = test.rows(spread_over(len(test), HELD_OUT))
+    seeds = list(range(len(rows.levels)))
+    images = PIXELS[recipe.pixels](rows.levels, PictureRandom(seeds))
+    return Batch(images, rows.labels, rows.captions, seeds=seeds)

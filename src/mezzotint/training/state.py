@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..core.checkpoint import describe_model, load_tensors, save_tensors, writing
+from ..core.checkpoint import checkpoints, describe_model, load_tensors, read_description, save_tensors, writing
 from ..core.errors import CheckpointError
 from ..core.model import Model
 from .ema import MovingAverage
@@ -29,7 +29,9 @@ class Position:
     pictures: int = 0  # seen, over all processes
     batches: int = 0  # drawn from the loader; more than steps where several players move
     seconds: float = 0.0  # spent in the loop, over all sessions
+    seed: int = 0  # of the run
     guards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)  # of fp16 gradients
 
 
 def save_state(
@@ -60,7 +62,7 @@ def save_state(
             save_tensors(average.model.state_dict(), scratch / "ema.safetensors")
         save_tensors(tensors, scratch / "state.safetensors")
         (scratch / "state.json").write_text(json.dumps({"position": asdict(position), "numbers": numbers}, indent=1))
-    for old in sorted(target.parent.glob("step_*"))[:-KEPT]:
+    for old in [path for path in checkpoints(directory) if path != target][: 1 - KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -69,6 +71,8 @@ def restore_state(
     checkpoint: Path, model: Model, average: MovingAverage | None, optimizers: Mapping[str, Optimizer]
 ) -> Position:
     """Load a verified checkpoint into model, average and optimizers. Raises `CheckpointError` where it does not fit."""
+    if read_description(checkpoint) != json.loads(json.dumps(describe_model(model))):
+        raise CheckpointError(f"{checkpoint} holds another model than the one to train; choose another --out")
     try:
         model.load_state_dict(load_tensors(checkpoint / "model.safetensors"))
         if average is not None:
@@ -92,4 +96,6 @@ def _restore_optimizer(optimizer: Optimizer, player: str, values: Mapping[str, A
         parameter = parameters[int(index)]
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             value = torch.empty_like(parameter).copy_(value)
+        elif isinstance(value, Tensor):
+            value = value.to(parameter.device)
         optimizer.state[parameter][name] = value

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ..core.batch import Batch, fold
 from ..core.checkpoint import latest, verify
-from ..core.errors import ConfigError
+from ..core.errors import CheckpointError, ConfigError, TrainingError
 from ..core.model import Model
 from ..core.precision import autocast, resolve_precision
-from ..core.system import Optimizer, Recipe
+from ..core.system import Recipe
 from ..data import Loader, Pictures
 from .ema import MovingAverage
 from .guard import GradientGuard
@@ -89,7 +89,10 @@ class Trainer:
             self.model.compile()
         self.players = self.model.players()
         self.optimizers = {name: self._optimizer(name, player) for name, player in self.players.items()}
-        self.guards = {name: GradientGuard(name, recipe.skip_factor, recipe.max_skips) for name in self.players}
+        self.guards = {
+            name: GradientGuard(name, recipe.optimizer_name(name), recipe.skip_factor, recipe.max_skips)
+            for name in self.players
+        }
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         world = self.accelerator.num_processes
         if recipe.batch_size % (world * recipe.accumulate):
@@ -100,11 +103,12 @@ class Trainer:
         rank = self.accelerator.process_index
         options = {"seed": seed, "rank": rank, "world": world, "flip": recipe.flip, "pixels": recipe.pixels}
         self.loader = Loader(pictures, recipe.batch_size, **options)
-        self.position = Position()
-        self.stop_requested = False
+        self.position = Position(seed=seed)
+        self.asked_to_stop = False  # set by signals, at any moment
+        self.stopping = False  # agreed between the processes, at the end of a step
 
     def _optimizer(self, name: str, player: nn.Module) -> torch.optim.Optimizer:
-        settings = self.recipe.optimizers.get(name) or self.recipe.optimizers.get("model") or Optimizer()
+        settings = self.recipe.optimizer(name)
         parameters = [p for p in player.parameters() if p.requires_grad]
         options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
         if settings.name == "sgd":
@@ -114,9 +118,17 @@ class Trainer:
         return OPTIMIZERS[settings.name](parameters, fused=True, **options)
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint of the run directory. Raises `CheckpointError` if it is damaged."""
-        checkpoint = verify(latest(self.directory))
+        """Go on from the newest checkpoint of the run directory.
+
+        Raises `CheckpointError` if it is damaged, or was made with another model or seed.
+        """
+        checkpoint = latest(self.directory)
+        verify(checkpoint)
         self.position = restore_state(checkpoint, self.model, self.average, self.optimizers)
+        if self.position.seed != self.seed:
+            raise CheckpointError(f"{checkpoint} was trained with seed {self.position.seed}, not {self.seed}; use that")
+        if self.position.scaler:
+            self.scaler.load_state_dict(self.position.scaler)
         for name, state in self.position.guards.items():
             self.guards[name].restore(state)
         self.loader.position = self.position.batches
@@ -124,8 +136,19 @@ class Trainer:
     def run(self) -> Outcome:
         """Train until the budget is spent or the user interrupts; either way the last step is saved.
 
-        Raises `TrainingError` if the gradients stay unusable, `CheckpointError` if a checkpoint cannot be written.
+        Raises `TrainingError` if the gradients stay unusable or the disk is full, `CheckpointError` if a checkpoint
+        cannot be written; the last good one stays.
         """
+        try:
+            return self._run()
+        except OSError as error:
+            raise TrainingError(
+                f"could not write to {self.directory}: {error.strerror or error}; free some space and add --resume"
+            ) from error
+        finally:
+            self.loader.close()
+
+    def _run(self) -> Outcome:
         wrapped = self._distribute()
         main = self.accelerator.is_main_process
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -137,14 +160,14 @@ class Trainer:
         previewed = int(self._progress() * self.previews)
         window: list[dict[str, Tensor]] = []
         try:
-            with self._stopping_cleanly(), Progress(title, visible=main) as bar:
-                while self._progress() < 1.0 and not self.stop_requested:
+            with self._stopping_cleanly(), Progress(title, self._progress(), visible=main) as bar:
+                while self._progress() < 1.0 and not self.stopping:
                     rate = learning_rate(self.recipe, self.position.pictures, self._progress())
                     window.append(self._step(wrapped, rate))
                     self._agree_on(resumed.seconds + time.monotonic() - started)
-                    if self.position.step % LOG_STEPS == 0 or self.position.step == 1:
-                        numbers = self._summarise(window)
-                        window = []
+                    ending = self._progress() == 1.0 or self.stopping
+                    if self.position.step % LOG_STEPS == 0 or self.position.step == 1 or ending:
+                        numbers, window = self._summarise(window), []
                         seconds = self.position.seconds - resumed.seconds
                         pace = (self.position.pictures - resumed.pictures) / max(seconds - preview_seconds, 1e-9)
                         bar.show(self._progress(), seconds, pace, numbers)
@@ -153,16 +176,15 @@ class Trainer:
                             facts = {"pictures": self.position.pictures, "seconds": self.position.seconds}
                             facts |= {"pictures_per_second": pace, "lr": rate, "skipped": skipped}
                             journal.write(self.position.step, {**numbers, **facts})
-                    if journal and int(self._progress() * self.previews) > previewed:
-                        previewed = int(self._progress() * self.previews)
-                        if self._progress() == 1.0 or preview_seconds <= PREVIEW_SHARE * (time.monotonic() - started):
-                            preview_seconds += self._look(journal)
                     if self._due(saved):
                         self._save()
                         saved = dataclasses.replace(self.position)
+                    if journal and int(self._progress() * self.previews) > previewed:
+                        previewed = int(self._progress() * self.previews)
+                        if ending or preview_seconds <= PREVIEW_SHARE * (time.monotonic() - started):
+                            preview_seconds += self._look(journal)
             checkpoint = self._save()
         finally:
-            self.loader.close()
             if journal:
                 journal.close()
         return Outcome(checkpoint, self.position, self._progress() < 1.0)
@@ -206,7 +228,7 @@ class Trainer:
     def _move(self, player: str, rate: float) -> Tensor:
         """Let the player's optimizer take its step, unless the guard refuses the gradient; its norm."""
         optimizer, guard = self.optimizers[player], self.guards[player]
-        settings = self.recipe.optimizers.get(player) or self.recipe.optimizers.get("model") or Optimizer()
+        settings = self.recipe.optimizer(player)
         self.scaler.unscale_(optimizer)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -215,9 +237,9 @@ class Trainer:
             torch._foreach_mul_(gradients, torch.clamp(settings.clip / (norm + 1e-6), max=1.0))
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * rate
-        if usable or self.scaler.is_enabled():
-            self.scaler.step(optimizer)  # a scaler refuses by itself what is not finite
-            self.scaler.update()
+        if usable:
+            self.scaler.step(optimizer)
+        self.scaler.update()  # lowers the scale after a gradient that was not finite
         optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -256,8 +278,12 @@ class Trainer:
         """Call the preview; the seconds it took."""
         began = time.monotonic()
         model = self.average.model if self.average else self.model
-        with autocast(self.precision, self.device):
-            numbers = self.preview(model.eval(), self.position.step) if self.preview else {}
+        try:
+            with autocast(self.precision, self.device):
+                numbers = self.preview(model.eval(), self.position.step) if self.preview else {}
+        except Exception:
+            self._write()  # what was learned outlives what cannot be drawn
+            raise
         self.model.train()
         if numbers:
             journal.write(self.position.step, {f"preview/{name}": value for name, value in numbers.items()})
@@ -272,29 +298,37 @@ class Trainer:
         return self.position.seconds - saved.seconds >= SAVE_SECONDS
 
     def _save(self) -> Path:
-        self.position.guards = {name: guard.state() for name, guard in self.guards.items()}
-        target = self.directory / "checkpoints" / f"step_{self.position.step:08d}"
-        if self.accelerator.is_main_process and not target.exists():
-            save_state(self.directory, self.model, self.average, self.optimizers, self.position)
+        """A checkpoint of this step, written by the main process; all wait for it."""
+        if self.accelerator.is_main_process:
+            self._write()
         self.accelerator.wait_for_everyone()
-        return target
+        return self._target()
+
+    def _target(self) -> Path:
+        return self.directory / "checkpoints" / f"step_{self.position.step:08d}"
+
+    def _write(self) -> None:
+        self.position.guards = {name: guard.state() for name, guard in self.guards.items()}
+        self.position.scaler = self.scaler.state_dict()
+        if not self._target().exists():
+            save_state(self.directory, self.model, self.average, self.optimizers, self.position)
 
     def _agree_on(self, seconds: float) -> None:
         """The main process's clock, and whether anyone was asked to stop, known to all: they take the same steps."""
-        self.position.seconds = seconds
+        self.position.seconds, self.stopping = seconds, self.asked_to_stop
         if self.accelerator.num_processes > 1:
-            mine = [seconds if self.accelerator.is_main_process else 0.0, float(self.stop_requested)]
+            mine = [seconds if self.accelerator.is_main_process else 0.0, float(self.stopping)]
             agreed = self.accelerator.reduce(torch.tensor(mine, device=self.device), reduction="sum").tolist()
-            self.position.seconds, self.stop_requested = agreed[0], agreed[1] > 0
+            self.position.seconds, self.stopping = agreed[0], agreed[1] > 0
 
     @contextlib.contextmanager
     def _stopping_cleanly(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM let the present step end; a second Ctrl-C stops at once."""
 
         def ask(signum: int, frame: Any) -> None:
-            if self.stop_requested:
+            if self.asked_to_stop and signum == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.stop_requested = True
+            self.asked_to_stop = True
             logger.info("stopping after this step; once more to stop at once without saving")
 
         try:
