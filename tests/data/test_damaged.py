@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngImageFile
 from mezzotint.core.errors import DataError
 from mezzotint.data import Loader, open_pictures
 from mezzotint.data.decode import Damaged, load
+from mezzotint.data.reading import Damage
 
 EACH = 10  # files of each kind
 
@@ -141,8 +142,15 @@ def test_a_few_damaged_among_many_are_left_out_and_named(damaged, tmp_path, capl
     assert {os.path.basename(name) for name, _ in pictures.skipped} == {name for name, _ in damaged}
     assert pictures.spec.image_size == 6
     named = [line for line in caplog.messages if line.startswith("skipped")]
-    assert len(named) == 10
+    assert sorted(named) == sorted(f"skipped {picture}: {reason}" for picture, reason in pictures.skipped)
     assert f"skipped {len(damaged)} of {21 * len(damaged)}" in caplog.messages[-1]
+
+
+def test_thousands_of_damaged_pictures_are_all_named_in_at_most_a_thousand_lines(caplog):
+    skipped = [(f"{k:05d}.png", "it is empty") for k in range(2500)]
+    Damage("much", skipped, 50_000).report()
+    assert len(caplog.messages) <= 1001
+    assert [name for name, _ in skipped if f"{name}: it is empty" not in caplog.text] == []
 
 
 def test_more_than_five_percent_damaged_is_an_error_that_says_what_to_do(tmp_path):
@@ -162,6 +170,15 @@ def test_a_folder_of_nothing_but_damage_is_an_error(damaged, tmp_path, monkeypat
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match="usable"):
         open_pictures(str(tmp_path), split="all")
+
+
+def test_every_picture_whose_damage_shows_late_is_named(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("mezzotint.data.pictures.MEMORY_LIMIT", 0)
+    write_good(tmp_path, 240)
+    for k in range(12):
+        (tmp_path / f"cut {k:02d}.png").write_bytes(encode("PNG", seed=k)[:300])
+    open_pictures(str(tmp_path), split="all", image_size=6, channels=1).batch(range(252))
+    assert [k for k in range(12) if f"cut {k:02d}.png: " not in caplog.text] == []
 
 
 def test_damage_that_shows_late_is_replaced_and_counted(tmp_path, monkeypatch):
@@ -256,6 +273,7 @@ def test_a_folder_without_pictures_is_an_error_that_says_what_it_holds(tmp_path,
         ("metadata.jsonl", b'["a", "list"]', "not a JSON object"),
         ("metadata.jsonl", b'{"picture": "good 00001.png", "text": "x"}', "file_name"),
         ("metadata.jsonl", b'{"file_name": "elsewhere.png", "text": "x"}', "no such file"),
+        ("metadata.jsonl", b'{"file_name": "../elsewhere.png", "text": "x"}', "no such file"),
         ("metadata.jsonl", b'{"file_name": 7, "text": "x"}', "no file_name"),
         ("metadata.jsonl", b"[" * 100_000, "not JSON"),
         ("metadata.csv", "file_name,text\ngood 00001.png,caf\xe9".encode("latin-1"), "UTF-8"),

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from mezzotint.core.errors import ConfigError, DataError
-from mezzotint.data import open_pictures
+from mezzotint.data import open_pictures, spread_over
+from mezzotint.data.folder import class_names
 
 
 def paint(folder, names, size=8):
@@ -56,6 +57,33 @@ def test_one_folder_or_folders_of_unequal_depth_are_no_labels(tmp_path):
         assert pictures.batch([0]).labels is None
 
 
+def test_a_class_may_be_called_train(tmp_path, caplog):
+    """CIFAR-100 has such a class."""
+    paint(tmp_path, ["apple/1.png", "train/1.png", "train/2.png", "truck/1.png"])
+    pictures = open_pictures(str(tmp_path), split="all")
+    assert pictures.spec.classes == ("apple", "train", "truck")
+    assert pictures.labels.tolist() == [0, 1, 1, 2]
+    assert len(open_pictures(str(tmp_path), split="train")) == 4
+    assert "labels" not in caplog.text
+
+
+@pytest.mark.parametrize("top", [["train"], ["test"], ["Train", "val"], ["train", "test", "extra"]])
+def test_folders_named_after_splits_are_no_classes_alone_or_in_pairs(tmp_path, top):
+    paint(tmp_path, [f"{split}/{label}/1.png" for split in top if split != "extra" for label in "ab"])
+    if "extra" in top:
+        paint(tmp_path, ["extra/1.png"])
+    assert set(open_pictures(str(tmp_path), split="all").spec.classes) == {"a", "b", "extra"} & {"a", "b", *top}
+
+
+def test_labels_are_never_left_out_in_silence(tmp_path, caplog):
+    paint(tmp_path, ["cat/1.png", "dog/1.png", "stray.png"])
+    assert open_pictures(str(tmp_path), split="all").spec.classes == ()
+    (said,) = caplog.messages
+    assert f"{tmp_path} has no labels" in said
+    assert "different depths (stray.png and " in said
+    assert "move each into the folder of its class" in said
+
+
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "metadata.parquet"])
 @pytest.mark.parametrize("column", ["text", "caption", "description"])
 def test_metadata_files_give_captions_and_labels(tmp_path, name, column):
@@ -76,6 +104,12 @@ def test_numbers_as_labels_are_in_the_order_of_their_values(tmp_path):
     pictures = open_pictures(str(tmp_path), split="all")
     assert pictures.spec.classes == ("9", "10")
     assert pictures.labels.tolist() == [1, 0, 1]
+
+
+def test_the_order_of_class_names_does_not_depend_on_how_a_set_is_hashed():
+    names = [name for k in range(1, 40) for name in (f"00{k}", f"0{k}", f"{k}")]
+    assert class_names(reversed(names)) == tuple(names)
+    assert class_names(["10", "9", "b"]) == ("10", "9", "b")
 
 
 def test_pictures_that_the_metadata_does_not_name_are_left_out(tmp_path, caplog):
@@ -156,6 +190,25 @@ def test_size_and_channels_are_those_of_the_pictures(tmp_path, caplog):
     (tmp_path / "grey").mkdir()
     Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)).convert("RGB").save(tmp_path / "grey" / "1.png")
     assert open_pictures(str(tmp_path / "grey"), split="all").spec.channels == 1
+
+
+def test_size_is_that_of_a_sample_of_a_large_set(tmp_path):
+    """As the docstring says: of 257 pictures, one is not looked at, and is brought to the size of the others."""
+    (unseen,) = set(range(257)) - set(spread_over(257, 256))
+    paint(tmp_path, [f"{k:03d}.png" for k in range(257)], size=8)
+    Image.new("RGB", (9, 9)).save(tmp_path / f"{unseen:03d}.png")
+    assert open_pictures(str(tmp_path), split="all").spec.image_size == 8
+    Image.new("RGB", (9, 9)).save(tmp_path / "000.png")
+    assert open_pictures(str(tmp_path), split="all").spec.image_size == 64
+
+
+@pytest.mark.parametrize(("total", "n"), [(10, 3), (1000, 256), (7, 7), (5, 9), (1, 1), (0, 4), (4, 0)])
+def test_places_are_spread_evenly_over_a_set(total, n):
+    places = spread_over(total, n)
+    assert len(places) == min(total, n)
+    assert places[:1] == [0][: len(places)]
+    gaps = np.diff([*places, total])
+    assert all(abs(gap - total / len(places)) < 1 for gap in gaps)
 
 
 def test_size_and_channels_can_be_chosen(tmp_path):

@@ -339,8 +339,9 @@ def test_a_stream_that_does_not_tell_its_length_can_be_trained_on(monkeypatch):
         len(pictures)
 
 
-def test_labels_of_a_stream_that_does_not_tell_its_classes_are_left_out(monkeypatch, caplog):
-    on_hub(monkeypatch, {"train": 12, "test": 5}, counted=False, label=lambda k: k % 3)
+@pytest.mark.parametrize("counted", [False, True])
+def test_labels_of_a_stream_that_does_not_tell_its_classes_are_left_out(monkeypatch, caplog, counted):
+    on_hub(monkeypatch, {"train": 12, "test": 5}, counted=counted, label=lambda k: k % 3)
     pictures = open_pictures("hf:owner/name", image_size=6)
     assert pictures.spec.classes == ()
     assert draw(pictures, 1)[0].labels is None

@@ -52,7 +52,7 @@ def list_folder(root: Path, name: str) -> Listing:
             log.warning("%s: %d pictures are not named in its metadata and are left out", name, len(unnamed))
         pictures = [path for path in pictures if path in facts]
     captions = _captions(pictures, facts, files)
-    classes, labels = _labels(root, pictures, facts)
+    classes, labels = _labels(root, name, pictures, facts)
     faults |= {
         str(path): "it has no caption, and others have" for path in pictures if captions and path not in captions
     }
@@ -215,30 +215,52 @@ def _first_line(path: Path) -> str | None:
 
 
 def _labels(
-    root: Path, pictures: Sequence[Path], facts: Mapping[Path, Mapping[str, Any]]
+    root: Path, name: str, pictures: Sequence[Path], facts: Mapping[Path, Mapping[str, Any]]
 ) -> tuple[tuple[str, ...], dict[Path, int]]:
     told = {path: first_column(facts[path], LABEL_COLUMNS) for path in pictures if path in facts}
     names = {path: str(label) for path, label in told.items() if label is not None}
-    names = names or _folder_names(root, pictures)
+    names = names or _folder_names(root, name, pictures)
     classes = class_names(set(names.values()))
     numbers = {name: number for number, name in enumerate(classes)}
     return classes, {path: numbers[name] for path, name in names.items()}
 
 
-def _folder_names(root: Path, pictures: Sequence[Path]) -> dict[Path, str]:
+def _folder_names(root: Path, name: str, pictures: Sequence[Path]) -> dict[Path, str]:
     """The folder of each picture, if all lie equally deep and in more than one."""
     inner = {path: path.relative_to(root).parts[:-1] for path in pictures}
-    below = {path: parts[1:] if parts and parts[0].lower() in SPLIT_FOLDERS else parts for path, parts in inner.items()}
-    depths = {len(parts) for parts in below.values()}
+    splits = _split_folders({parts[0] for parts in inner.values() if parts})
+    below = {path: parts[1:] if parts and parts[0] in splits else parts for path, parts in inner.items()}
     names = {path: parts[-1] for path, parts in below.items() if parts}
-    return names if len(depths) == 1 and len(set(names.values())) > 1 else {}
+    by_depth = {len(parts): path for path, parts in below.items()}
+    if len(by_depth) > 1:
+        highest, deepest = by_depth[min(by_depth)], by_depth[max(by_depth)]
+        log.warning(
+            "%s has no labels: its subfolders are no classes, since pictures lie at different depths (%s and %s);"
+            " move each into the folder of its class",
+            *(name, highest.relative_to(root), deepest.relative_to(root)),
+        )
+    return names if len(by_depth) == 1 and len(set(names.values())) > 1 else {}
+
+
+def _split_folders(folders: set[str]) -> set[str]:
+    """Which of the folders in the root hold a split: "train" beside classes and no "test" is a class itself."""
+    splits = {folder for folder in folders if folder.lower() in SPLIT_FOLDERS}
+    kinds = {kind for kind in ("train", "test") for folder in splits if folder.lower() in FOLDERS[kind]}
+    return splits if splits == folders or len(kinds) == 2 else set()
 
 
 def class_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names in label order: by value if all are numbers, else by the alphabet."""
+    """Class names in label order: by value if all are numbers ("01" before "1"), else by the alphabet."""
     names = set(names)
-    return tuple(sorted(names, key=int if all(name.isdecimal() for name in names) else str))
+    if all(name.isdecimal() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
 
 
 def _inside(root: Path, entries: Sequence[Entry], folders: Sequence[str]) -> list[Entry]:
-    return [entry for entry in entries if Path(entry.name).relative_to(root).parts[0].lower() in folders]
+    places = [(entry, Path(entry.name)) for entry in entries]  # metadata may have named one that is not below root
+    return [
+        entry
+        for entry, place in places
+        if place.is_relative_to(root) and place.relative_to(root).parts[0].lower() in folders
+    ]

@@ -304,6 +304,12 @@ def keep(name: str, split: str, listing: Listing, framing: Framing, entries: Ite
     )
 
 
+def spread_over(total: int, n: int) -> list[int]:
+    """At most `n` of the places 0 ... total - 1, evenly spaced: floor(k total / n). Sets are often sorted by class."""
+    n = min(total, n)
+    return [k * total // n for k in range(n)]
+
+
 def fits_memory(count: int, framing: Framing) -> bool:
     """Whether so many decoded pictures are kept in memory."""
     return count * framing.channels * framing.image_size**2 <= MEMORY_LIMIT

@@ -20,7 +20,7 @@ from .decode import Damaged, Framing, decode, is_grey, load, probe
 log = logging.getLogger("mezzotint.data")
 
 MOST_DAMAGED = 0.05  # the share of a set that may be damaged
-NAMED = 10  # how many damaged pictures the log names
+MOST_LINES = 1000  # in which the log names the damaged pictures that are found when a set is opened
 SAMPLE = 256  # how many pictures are looked at to find out the size and the kind of a set
 LARGEST_COMMON = 256  # up to this size, pictures that are all of one size are taken as they are
 USUAL_SIZE = 64  # the size of others, where none is asked for
@@ -80,14 +80,13 @@ class Damage:
                 return
             self._names.add(picture)
             self.skipped.append((picture, reason))
-        if len(self._names) <= NAMED:
-            log.warning("skipped %s: %s", picture, reason)
+        log.warning("skipped %s: %s", picture, reason)
         self.check()
 
     def report(self) -> None:
-        """Name the damaged pictures in the log. Raises `DataError` if they are too many."""
-        for picture, reason in self.skipped[:NAMED]:
-            log.warning("skipped %s: %s", picture, reason)
+        """Name every damaged picture in the log. Raises `DataError` if they are too many."""
+        for few in parts(self.skipped, -(-len(self.skipped) // MOST_LINES)):
+            log.warning("skipped %s", "; ".join(f"{picture}: {reason}" for picture, reason in few))
         if self.skipped:
             log.warning("%s: skipped %d of %d pictures", self.name, len(self.skipped), self.total)
         self.check()
@@ -147,12 +146,6 @@ def parts(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     remaining = iter(items)
     while part := list(itertools.islice(remaining, size)):
         yield part
-
-
-def spread(entries: Sequence[Entry]) -> Sequence[Entry]:
-    """At most `SAMPLE` entries, evenly spaced, without those that are known to be damaged."""
-    entries = [entry for entry in entries if entry.fault is None]
-    return entries[:: max(1, -(-len(entries) // SAMPLE))]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from . import clothes
 from .decode import CROPS, FILTERS, frame
 from .folder import SPLIT_FOLDERS, check_split, choose_split, list_folder
 from .idx import holds_idx, read_split
-from .pictures import InMemory, OnDisk, Pictures, fits_memory, keep
-from .reading import Wish, choose_framing, spread
+from .pictures import InMemory, OnDisk, Pictures, fits_memory, keep, spread_over
+from .reading import SAMPLE, Wish, choose_framing
 from .streams import open_hub, open_shards
 
 DIGITS = tuple("0123456789")
@@ -38,18 +38,22 @@ def open_pictures(
     source      "fashion": clothes, 28 x 28 grey, 10 classes, captions; comes with the package
                 "mnist", "fashion-mnist", or "mnist:FOLDER": idx files, looked for in $MEZZOTINT_DATA and ./data,
                 then the hub
-                a folder: labels from its subfolders or a metadata file, captions from a metadata file
+                a folder: labels from a metadata file, or from its subfolders if there are several and all pictures
+                lie equally deep; captions from a metadata file
                 (metadata.jsonl, .csv, .parquet, with a column file_name) or from a .txt beside each picture
                 a folder of .tar files, or a pattern such as "shards/*.tar": WebDataset shards
                 "hf:owner/name" or "hf:owner/name@config": a set on the hub
                 any other word: a folder of this name in $MEZZOTINT_DATA or ./data
-    split       "train", "test", "validation" or "all"; a source that has no test split of its own
-                keeps every tenth picture for it
-    image_size  height and width in pixels; by default the common size of all pictures if they are square and
+    split       "train", "test", "validation" or "all"; a source that has no test split of its own (for a folder:
+                subfolders such as train/ and test/) keeps every tenth picture for it
+    image_size  height and width in pixels; by default the common size of the pictures if they are square and
                 at most 256 pixels wide, else 64
-    channels    1 or 3; by default 1 if all pictures are grey
+    channels    1 or 3; by default 1 if the pictures are grey
     crop        "center", "squash" or "pad" (`decode.Framing`)
     filter      "nearest", "box", "bilinear", "bicubic" or "lanczos"
+
+    What size and channels the pictures have is judged by a sample: 256 spread evenly over a folder, the first 256 of
+    shards or of a set on the hub. A picture outside the sample that differs is brought to the same size and channels.
 
     Sets whose decoded pictures take at most 2 GiB are kept in memory.
 
@@ -141,7 +145,8 @@ def _open_folder(source: str, folder: Path, split: str, wish: Wish) -> Pictures:
     if shards:
         return open_shards(source, shards, split, wish)
     whole = list_folder(folder, source)
-    framing = choose_framing(source, spread(whole.entries), wish)  # of the whole, so that all splits agree
+    sound = [entry for entry in whole.entries if entry.fault is None]  # of the whole, so that all splits agree
+    framing = choose_framing(source, [sound[k] for k in spread_over(len(sound), SAMPLE)], wish)
     chosen = choose_split(folder, whole, split)
     if fits_memory(len(chosen.entries), framing):
         return keep(source, split, chosen, framing)

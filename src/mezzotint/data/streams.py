@@ -153,13 +153,13 @@ def open_shards(name: str, shards: Sequence[Path], split: str, wish: Wish) -> Pi
 
 def _open(stream: RowStream, count: int, split: str, wish: Wish) -> Pictures:
     framing = choose_framing(stream.name, itertools.islice(stream.entries(None), SAMPLE), wish)
+    if stream.columns.label and not stream.classes:
+        log.warning("%s: its labels are left out, since a stream does not tell how many classes there are", stream.name)
     if count and fits_memory(count, framing):
         return keep(stream.name, split, stream.listing, framing, stream.entries(None))
     if split != "train":
         log.warning("%s: only the first %d pictures of the split %s are used", stream.name, TEST_PICTURES, split)
         return keep(stream.name, split, stream.listing, framing, itertools.islice(stream.entries(None), TEST_PICTURES))
-    if stream.columns.label and not stream.classes:
-        log.warning("%s: its labels are left out, since a stream does not tell how many classes there are", stream.name)
     spec = PictureSpec(framing.image_size, framing.channels, stream.classes, stream.columns.caption is not None)
     return Streamed(stream.name, split, spec, framing, stream, count)
 
