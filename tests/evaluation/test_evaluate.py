@@ -245,8 +245,8 @@ class Catalogued(Judge):
     """Draws what a caption says, and knows a density."""
 
     def sample(self, n, *, labels=None, captions=None, seeds=0, **controls):
+        assert labels is None
         wanted = torch.tensor([("level", "upright").index(caption) for caption in captions])
-        assert torch.equal(wanted, labels)
         return stripes(wanted, picture_seeds(n, seeds))
 
     def log_prob(self, images):
@@ -274,6 +274,78 @@ def test_a_system_is_told_captions_and_shown_pixels_as_its_recipe_says(monkeypat
     assert judged["class_accuracy"].protocol["classes"] == "captions of test"
     assert judged["bits_per_dim"].value == pytest.approx(8, rel=1e-6)
     assert judged["bits_per_dim"].protocol["pixels"] == "dequantised"
+
+
+def learned(model: Model, classes: tuple[str, ...], told: int) -> Model:
+    """As if the catalogue had built it for these classes, with a config that says of how many it is told."""
+    model.identity = Identity("ddpm", "model", "small", PictureSpec(SIZE, 1, classes))
+    model.config = SimpleNamespace(classes=told)
+    return model
+
+
+def test_an_unconditional_model_is_told_no_labels_though_its_pictures_had_some():
+    class Unconditional(Honest):
+        def sample(self, n, *, labels=None, seeds=0, **rest):
+            assert labels is None
+            seeds = picture_seeds(n, seeds)
+            return stripes(torch.tensor(seeds) % 2, [10_000 + seed for seed in seeds])
+
+    judged = evaluate(learned(Unconditional(), ("level", "upright"), told=0), TEST, n=20, classifier=Judge())
+    assert judged.labels == []
+    assert "class_accuracy" not in {number.name for number in judged.numbers}
+    assert "classes" not in judged["precision"].protocol
+
+
+def test_a_conditional_model_is_told_its_own_classes():
+    model = learned(Honest(), ("level", "upright"), told=2)
+    judged = evaluate(model, TEST, n=20, classifier=Judge())
+    assert judged.labels[:3] == ["level", "upright", "level"]
+    assert judged["class_accuracy"].value == 1
+
+
+@pytest.mark.parametrize("others", [("upright", "level"), ("cat", "dog"), ("level", "upright", "oblique")])
+def test_classes_must_be_the_same_for_model_classifier_and_pictures(others):
+    own = ("level", "upright")
+    with pytest.raises(DataError, match=f"the model knows the classes {', '.join(others)}, and stripes"):
+        evaluate(learned(Honest(), others, told=len(others)), TEST, n=10, classifier=Judge())
+    with pytest.raises(DataError, match=f"the classifier knows the classes {', '.join(others)}, and stripes"):
+        evaluate(Honest(), TEST, n=10, classifier=learned(Judge(), others, told=len(others)))
+    unlabelled = Stripes("test", 50, 5_000)
+    unlabelled.spec = PictureSpec(SIZE, 1)
+    with pytest.raises(DataError, match="and the model the classes level, upright"):
+        judge = learned(Judge(), others, told=len(others))
+        evaluate(learned(Honest(), own, told=2), unlabelled, n=10, classifier=judge)
+    with pytest.raises(DataError, match="the classifier knows"):
+        evaluate(learned(Judge(), others, told=len(others)), TEST)
+
+
+def test_sampling_keeps_the_precision_of_the_caller_and_measuring_is_in_float32():
+    class Watched(Catalogued):
+        def sample(self, n, *, labels=None, seeds=0, **rest):
+            formats.add(torch.is_autocast_enabled("cpu"))
+            return stripes(labels, picture_seeds(n, seeds))
+
+        def log_prob(self, images):
+            formats.add(("log_prob", torch.is_autocast_enabled("cpu")))
+            return torch.zeros(len(images))
+
+    class WatchedJudge(Judge):
+        def classify(self, images):
+            formats.add(("classify", torch.is_autocast_enabled("cpu")))
+            return super().classify(images)
+
+    formats: set[object] = set()
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = evaluate(Watched(), TEST, train=TRAIN, n=20, classifier=WatchedJudge())
+        accuracy = evaluate(WatchedJudge(), TEST)["accuracy"]
+    assert formats == {True, ("log_prob", False), ("classify", False)}
+    in_fp32 = [drawn["bits_per_dim"], drawn["accuracy"], accuracy]
+    assert {number.protocol["precision"] for number in in_fp32} == {"fp32"}
+    sampled = [number for number in drawn.numbers if number.name not in ("bits_per_dim", "accuracy")]
+    assert {number.protocol["precision"] for number in sampled} == {"bf16"}
+    assert {number.protocol["precision"] for number in evaluate(Honest(), TEST, n=4, classifier=Judge()).numbers} == {
+        "fp32"
+    }
 
 
 def test_large_pictures_are_compared_as_thumbnails():
@@ -344,6 +416,20 @@ def test_the_report_needs_no_other_file_and_shows_everything(honest, tmp_path):
     document = json.loads((folder / "report.json").read_text())
     assert document == judged.to_dict()
     assert document["numbers"][0]["protocol"]["n"] == 20
+
+
+def test_a_number_that_is_not_finite_is_null_in_json(tmp_path):
+    """Copies among the held-out pictures: their median distance, by which that of the samples is divided, is 0."""
+    judged = evaluate(Honest(), TRAIN, train=TRAIN, n=20, classifier=Judge())
+    assert judged["distance_ratio"].value == float("inf")
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    text = (write_report(judged, tmp_path) / "report.json").read_text()
+    document = json.loads(text, parse_constant=refuse)
+    assert document == judged.to_dict()
+    assert {n["name"]: n["value"] for n in document["numbers"]}["distance_ratio"] is None
 
 
 def test_the_table_shows_every_number_and_the_whole_protocol(honest):

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import mezzotint as mz
+from mezzotint.core.checkpoint import sha256
 from mezzotint.core.errors import CheckpointError, ConfigError
 from mezzotint.evaluation.features import (
     ClassifierFeatures,
@@ -119,7 +120,21 @@ def test_inception_with_its_resize_is_that_of_torch_fidelity(inception, truth, t
     for what, mine, other in zip(("2048 features", "1008 logits"), ours, theirs(levels.to(torch.uint8))):
         error = (mine - other).abs().max() / other.abs().max()
         truth("Inception-v3 of FID", f"{what} with resize, random weights", "torch-fidelity 0.4.0", error, 1e-6)
-    assert (network.frechet_name, network.kernel_name, network.score_name) == ("fid", "kid", "inception_score")
+
+
+def test_only_the_published_file_gives_an_fid(inception, tmp_path, monkeypatch):
+    """Its SHA-256 begins with the digits in its name; the same tensors in a file that nothing vouches for do not do."""
+    torch.save(inception.state_dict(), tmp_path / "published.pth")
+    save_file(inception.state_dict(), tmp_path / "copy.safetensors")
+    monkeypatch.setattr("mezzotint.evaluation.features.INCEPTION_SHA256", sha256(tmp_path / "published.pth")[:8])
+    names = {
+        "published.pth": ("fid", "kid", "inception_score"),
+        "copy.safetensors": ("fd_inception", "kd_inception", "is_inception"),
+    }
+    for file, expected in names.items():
+        network = InceptionFeatures(tmp_path / file)
+        assert (network.frechet_name, network.kernel_name, network.score_name) == expected
+        assert network.weights == f"{file}, sha256 {sha256(tmp_path / file)[:8]}"
 
 
 def test_inception_weights_must_be_the_published_ones(inception, tmp_path, monkeypatch):

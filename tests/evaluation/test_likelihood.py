@@ -95,6 +95,31 @@ def test_batches_do_not_change_it():
     assert mean_bits_per_dim(Peaked(), images.split(2), pixels="dequantised").value == pytest.approx(whole, rel=1e-12)
 
 
+@pytest.mark.parametrize("pixels", ["levels", "dequantised", "binary"])
+def test_a_model_is_shown_pictures_on_its_own_device(pixels):
+    """Pixels are made in NumPy, which only knows the CPU's memory; the device here holds no memory at all."""
+    seen = []
+
+    class Elsewhere(nn.Module):
+        def log_prob(self, images):
+            seen.append((images.device.type, tuple(images.shape)))
+            return torch.zeros(len(images))
+
+    mean_bits_per_dim(Elsewhere(), [torch.zeros(2, 1, 5, 5)], pixels=pixels, device="meta")
+    assert seen == [("meta", (2, 1, 5, 5))]
+
+
+def test_a_likelihood_is_never_computed_in_bf16():
+    class Linear(nn.Module):
+        def log_prob(self, images):
+            return images.flatten(1) @ torch.linspace(-1, 1, 25)
+
+    images = torch.rand(4, 1, 5, 5) * 2 - 1
+    plain = mean_bits_per_dim(Linear(), [images]).value
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mean_bits_per_dim(Linear(), [images]).value == plain
+
+
 def test_no_pictures_no_number():
     with pytest.raises(ConfigError, match="at least one picture"):
         mean_bits_per_dim(Bound(), [])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.drawing import interleave
 from ..core.errors import ConfigError
 from .features import ClassifierFeatures, FeatureNetwork, to_levels
 from .resize import clean
@@ -88,15 +89,7 @@ def gather(rows: dict[str, Tensor], shard: tuple[int, int]) -> dict[str, Tensor]
         raise ConfigError(f"sharding over {world} processes needs torch.distributed; start them with accelerate launch")
     parts: list[dict[str, Tensor]] = [{} for _ in range(world)]
     torch.distributed.all_gather_object(parts, rows)
-    return {name: _woven([part[name] for part in parts if name in part]) for name in parts[0]}
-
-
-def _woven(parts: list[Tensor]) -> Tensor:
-    world = len(parts)
-    whole = parts[0].new_empty(sum(len(part) for part in parts), *parts[0].shape[1:])
-    for rank, part in enumerate(parts):
-        whole[rank::world] = part
-    return whole
+    return {name: interleave([part[name] for part in parts if name in part]) for name in parts[0]}
 
 
 def spread_over(length: int, count: int) -> list[int]:

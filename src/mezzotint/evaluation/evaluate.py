@@ -19,6 +19,7 @@ from .distances import Estimate, accuracy, frechet_distance, inception_score, ke
 from .features import INCEPTION_PLACE, ClassifierFeatures, FeatureNetwork, open_features
 from .likelihood import mean_bits_per_dim
 from .neighbours import memorisation, nearest, precision_recall_density_coverage
+from .precision import current_precision, full_precision
 from .results import Evaluation, Neighbours, Number, read_curves
 
 if TYPE_CHECKING:
@@ -69,10 +70,11 @@ def evaluate(
 ) -> Evaluation:
     """Judge `model` by what it can do.
 
-    A model that samples draws n pictures: picture k has seed `seeds` + k and, where there are classes, class k mod
-    their number, whatever the batch size or number of processes. They are compared with held-out pictures (Fréchet and
+    A model that samples draws n pictures: picture k has seed `seeds` + k and, where the model is told classes, class
+    k mod their number, whatever the batch size or number of processes. They are compared with held-out pictures (Fréchet and
     kernel distance, precision, recall, density, coverage, class recognition) and with training pictures (does it
     memorise?). A model with a likelihood or a bound gets bits per dimension, one that classifies its accuracy.
+    Sampling runs in the precision of the context around this call, everything that is measured in float32.
 
     test        pictures that the model never saw
     train       pictures that it learned from: for memorisation, and as a yardstick beside each number
@@ -83,7 +85,7 @@ def evaluate(
     shard       rank and number of processes; more than one needs an initialised `torch.distributed`
     progress    called with the number of pictures just drawn
 
-    Raises `ConfigError` if the model can do nothing that is judged, `DataError` if pictures and model do not fit.
+    Raises `ConfigError` if the model can do nothing that is judged, `DataError` if pictures, model and classifier do not fit.
     """
     _check(model, test, n)
     model.eval()
@@ -91,11 +93,11 @@ def evaluate(
     drawn: dict[str, Any] = {}
     with torch.no_grad():
         if isinstance(model, Samples):
+            sampling = Sampling(model, test, n, seeds, dict(controls or {}))
             judge = _judge(classifier)
+            _check_classes(sampling, judge)
             describe = Describer(_network(features, judge), judge, batch_size, shard)
-            numbers, drawn = _judge_samples(
-                Sampling(model, test, n, seeds, dict(controls or {})), train, describe, progress
-            )
+            numbers, drawn = _judge_samples(sampling, train, describe, progress)
         if isinstance(model, (HasLogProb, HasELBO)):
             numbers.append(_bits_per_dim(model, test, n, batch_size, seeds))
         if isinstance(model, Classifies):
@@ -121,8 +123,13 @@ class Sampling:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, where the model knows classes."""
-        return self.model.identity.data.classes if self.model.identity else self.test.spec.classes
+        """Names of what is asked for; () where the model is unconditional, whatever it learned from."""
+        if self.by_caption:
+            return self.test.spec.classes
+        names = self.model.identity.data.classes if self.model.identity else self.test.spec.classes
+        config = getattr(self.model, "config", None)
+        told = getattr(config, "classes", 0) if config else len(names)
+        return names if told == len(names) else tuple(str(k) for k in range(told))
 
     @property
     def by_caption(self) -> bool:
@@ -130,23 +137,27 @@ class Sampling:
         return self.model.identity is not None and "captions" in find(self.model.identity.system).needs
 
     def labels(self, places: Sequence[int]) -> Tensor | None:
-        """The class of each picture, (B,)."""
+        """The class that each picture should show, (B,), whether the model is told it or a caption."""
         if self.by_caption:
             return self.test.batch([k % len(self.test) for k in places]).labels
         return torch.tensor([k % len(self.classes) for k in places]) if self.classes else None
 
     def draw(self, places: Sequence[int]) -> Tensor:
         """The pictures at these places, (B, C, H, W)."""
-        captions = self.test.batch([k % len(self.test) for k in places]).captions if self.by_caption else None
-        condition = {"labels": self.labels(places), "captions": captions}
-        given = {name: value for name, value in condition.items() if value is not None}
+        given: dict[str, Any] = {}
+        if self.by_caption:
+            given["captions"] = self.test.batch([k % len(self.test) for k in places]).captions
+        elif self.classes:
+            given["labels"] = self.labels(places)
         return self.model.sample(len(places), seeds=[self.seeds + k for k in places], **given, **self.controls)
 
     def protocol(self) -> dict[str, Any]:
         """In words."""
         condition = f"captions of {self.test.split}" if self.by_caption else f"k mod {len(self.classes)}"
         told = {"classes": condition} if self.by_caption or self.classes else {}
-        return {"n": self.n, "seeds": f"{self.seeds}...{self.seeds + self.n - 1}", **told, **self.controls}
+        seeds = f"{self.seeds}...{self.seeds + self.n - 1}"
+        precision = current_precision(self.model.device)
+        return {"n": self.n, "seeds": seeds, **told, **self.controls, "precision": precision}
 
 
 def _judge_samples(
@@ -241,29 +252,31 @@ def _memorisation(
 
 def _bits_per_dim(model: Any, test: Pictures, n: int, batch_size: int, seed: int) -> Number:
     chosen = spread_over(len(test), n)
-    batches = (
-        test.batch(chosen[i : i + batch_size]).images.to(model.device) for i in range(0, len(chosen), batch_size)
-    )
+    batches = (test.batch(chosen[i : i + batch_size]).images for i in range(0, len(chosen), batch_size))
     identity = model.identity
     pixels = find(identity.system).stage(identity.stage).recipes[identity.size].pixels if identity else "levels"
-    result = mean_bits_per_dim(model, batches, pixels=pixels, seed=seed)
+    result = mean_bits_per_dim(model, batches, pixels=pixels, seed=seed, device=model.device)
     protocol = {
         "n": result.pictures,
         "reference": f"{test.split} pictures of {test.name}",
         "pixels": pixels,
         "value": "upper bound" if result.bound else "exact",
+        "precision": "fp32",
     }
     return _number("bits_per_dim", "bits_per_dim", Estimate(result.value, 0.0), protocol)
 
 
 def _test_accuracy(model: Any, test: Pictures, batch_size: int) -> Number:
+    _agree("the classifier", model.identity.data.classes if model.identity else (), test.name, test.spec.classes)
     right = 0.0
     for start in range(0, len(test), batch_size):
         batch = test.batch(range(start, min(start + batch_size, len(test))))
         if batch.labels is None:
             raise DataError(f"{test.name} has no labels, so a classifier cannot be judged by it")
-        right += accuracy(model.classify(batch.images.to(model.device)).cpu(), batch.labels) * len(batch)
-    protocol = {"n": len(test), "reference": f"{test.split} pictures of {test.name}"}
+        with full_precision(model.device):
+            logits = model.classify(batch.images.to(model.device))
+        right += accuracy(logits.cpu(), batch.labels) * len(batch)
+    protocol = {"n": len(test), "reference": f"{test.split} pictures of {test.name}", "precision": "fp32"}
     return _number("accuracy", "accuracy", Estimate(right / len(test), 0.0), protocol)
 
 
@@ -282,6 +295,23 @@ def _check(model: Model, test: Pictures, n: int) -> None:
         raise DataError(
             f"the model knows {built.image_size} px pictures of {built.channels} channel(s), and {test.name} has"
             f" {given.image_size} px pictures of {given.channels}; open the data with the model's size"
+        )
+
+
+def _check_classes(sampling: Sampling, judge: ClassifierFeatures | None) -> None:
+    """Class 3 must mean the same to the model, to the classifier and in the pictures."""
+    test = sampling.test
+    _agree("the model", sampling.classes, test.name, test.spec.classes)
+    if judge:
+        _agree("the classifier", judge.classes, test.name, test.spec.classes)
+        _agree("the classifier", judge.classes, "the model", sampling.classes)
+
+
+def _agree(one: str, its: tuple[str, ...], other: str, others: tuple[str, ...]) -> None:
+    if its and others and its != others:
+        raise DataError(
+            f"{one} knows the classes {', '.join(its)}, and {other} the classes {', '.join(others)}; judge by pictures"
+            " and a classifier of the classes that the model was trained on"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,14 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core.checkpoint import PICKLES, load_tensors, refuse_pickle
+from ..core.checkpoint import PICKLES, load_tensors, refuse_pickle, sha256
 from ..core.errors import CheckpointError, ConfigError, suggest
 from ..core.model import Classifies, HasFeatures, Model
+from .precision import full_precision
 from .resize import clean, tf1_bilinear
 
 INCEPTION_PLACE = "MEZZOTINT_INCEPTION"  # environment variable: where the published weights are
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
-INCEPTION_SHA256 = "6726825d"  # its first digits, part of the published name
+INCEPTION_SHA256 = "6726825d"  # its first digits, part of the published name; no more of it is published
 
 
 class Description(NamedTuple):
@@ -49,7 +49,7 @@ class FeatureNetwork(ABC):
     @torch.no_grad()
     def describe(self, images: Tensor) -> Description:
         """Features and logits of pictures (B, C, H, W) in [-1, 1], in float32 even within an autocast context."""
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             return self.embed(to_levels(images))
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -121,6 +121,7 @@ class ClassifierFeatures(FeatureNetwork):
         self.model: Any = model.eval()
         self.weights = weights
         self.data = model.identity.data if model.identity else None
+        self.classes = self.data.classes if self.data else ()  # their names; () where they are not known
         self.resize = f"bicubic, antialiased, {self.data.image_size} px" if self.data else "none"
         self.dims = 0  # known after the first picture
 
@@ -172,8 +173,12 @@ class EfficientNetFeatures(FeatureNetwork):
 class InceptionFeatures(FeatureNetwork):
     """The network of FID, KID and the Inception Score: TensorFlow's 2015 graph, 2048 pooled features.
 
-    weights  the published `pt_inception-2015-12-05-6726825d.pth` (its checksum is verified) or its tensors as
-             safetensors; a path, or `hf:owner/name/file` on the hub; where none is given, $MEZZOTINT_INCEPTION
+    weights  the published `pt_inception-2015-12-05-6726825d.pth`, or tensors for the same graph as safetensors; a path,
+             or `hf:owner/name/file` on the hub; where none is given, $MEZZOTINT_INCEPTION
+
+    Only the published file gives `fid`, `kid` and `inception_score`: its SHA-256 must begin with the eight digits in
+    its name, which are all that is published of it. Nothing vouches for other files, so numbers from them are called
+    `fd_inception`, `kd_inception` and `is_inception`.
 
     Raises `ConfigError` where there are no weights, `CheckpointError` where they are not those of this network.
     """
@@ -181,7 +186,6 @@ class InceptionFeatures(FeatureNetwork):
     name = "inception"
     dims = 2048
     resize = "TensorFlow-1 bilinear, 299 px"
-    names = ("fid", "kid", "inception_score")
 
     def __init__(self, weights: str | os.PathLike[str] | None = None) -> None:
         from .inception import InceptionV3
@@ -195,8 +199,14 @@ class InceptionFeatures(FeatureNetwork):
         file = _local(place)
         with torch.device("meta"):
             self.network = InceptionV3().eval().requires_grad_(False)
-        _fill(self.network, _inception_tensors(file), file)
-        self.weights = f"{file.name}, sha256 {_sha256(file)[:8]}"
+        if not file.is_file():
+            raise CheckpointError(f"there is no file {file}")
+        digest = sha256(file)
+        published = digest.startswith(INCEPTION_SHA256)
+        _fill(self.network, _inception_tensors(file, published), file)
+        self.weights = f"{file.name}, sha256 {digest[:8]}"
+        if published:
+            self.names = ("fid", "kid", "inception_score")
 
     def embed(self, levels: Tensor) -> Description:
         """Pooled features, and logits without their bias."""
@@ -204,12 +214,10 @@ class InceptionFeatures(FeatureNetwork):
         return Description(*self.network(shown.to(self.network.fc.weight.device)))
 
 
-def _inception_tensors(file: Path) -> dict[str, Tensor]:
+def _inception_tensors(file: Path, published: bool) -> dict[str, Tensor]:
     if file.suffix not in PICKLES:
         return load_tensors(file)
-    if not file.is_file():
-        raise CheckpointError(f"there is no file {file}")
-    if not _sha256(file).startswith(INCEPTION_SHA256):
+    if not published:
         if file.name == INCEPTION_FILE:
             raise CheckpointError(f"{file} is damaged: its checksum is not {INCEPTION_SHA256}...; download it again")
         refuse_pickle(file)
@@ -239,14 +247,6 @@ def _local(place: str | os.PathLike[str]) -> Path:
         raise CheckpointError(
             f"{text} cannot be had from the hub ({str(error).splitlines()[0]}); give a local file"
         ) from None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        digest = hashlib.sha256()
-        while block := content.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def open_features(name: str, path: str | os.PathLike[str] | None = None) -> FeatureNetwork:

@@ -31,7 +31,10 @@ def write_report(evaluation: Evaluation, directory: str | os.PathLike[str]) -> P
     Raises `ConfigError` if it cannot be written.
     """
     directory = Path(directory)
-    pages = {"report.html": _page(evaluation), "report.json": json.dumps(evaluation.to_dict(), indent=1) + "\n"}
+    pages = {
+        "report.html": _page(evaluation),
+        "report.json": json.dumps(evaluation.to_dict(), indent=1, allow_nan=False) + "\n",
+    }
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in pages.items():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from ..core.records import read_metrics
 
 MOST_POINTS = 400  # of a curve
 BOOKKEEPING = {"step", "pictures", "seconds", "skipped"}  # of a run: no curves to look at
@@ -61,19 +63,23 @@ class Evaluation:
         return {number.name: number for number in self.numbers}[name]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but pictures and curves, as plain values."""
-        return {"model": self.model, "data": self.data, "numbers": [number.to_dict() for number in self.numbers]}
+        """Everything but pictures and curves, as JSON can hold it: what is not a finite number is None."""
+        numbers = [number.to_dict() for number in self.numbers]
+        return {"model": self.model, "data": self.data, "numbers": _finite(numbers)}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
     """Losses, rates and norms of a run over its steps, from `metrics.jsonl`, thinned; {} without the file."""
     curves: dict[str, list[tuple[float, float]]] = {}
-    file = run / "metrics.jsonl"
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break  # a last line cut short by a kill
+    for row in read_metrics(run / "metrics.jsonl"):
         for name, value in row.items():
             if name not in BOOKKEEPING and isinstance(value, (int, float)):
                 curves.setdefault(name, []).append((row["step"], float(value)))
