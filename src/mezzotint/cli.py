@@ -429,9 +429,10 @@ def _earlier_samples(folder: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         lines = (folder / "metadata.jsonl").read_text().splitlines()
-        rows = {row["file_name"]: row for row in map(jsonlib.loads, lines) if "seed" in row}
+        rows = {row["file_name"]: row for row in map(jsonlib.loads, lines)}
+        ours = present == {"metadata.jsonl", *rows} and all("seed" in row for row in rows.values())
     except (OSError, ValueError, KeyError, TypeError):
-        rows = {}
-    if present != {"metadata.jsonl", *rows}:
+        ours = False
+    if not ours:
         raise ConfigError(f"{folder} holds other files than samples; choose a new folder")
     return rows
