@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mezzotint as mz
-from mezzotint.classifier.model import Classifier, ClassifierConfig, shifted
+from mezzotint.classifier.model import Classifier, ClassifierConfig, StandardisedConv2d, shifted
 from mezzotint.core.batch import Batch, PictureSpec
 from mezzotint.core.errors import ConfigError, DataError
 from mezzotint.systems import configure, find
@@ -19,7 +19,7 @@ from mezzotint.systems import configure, find
 def test_parameters_are_those_of_the_paper(depth, width, millions, truth):
     """Zagoruyko and Komodakis 2016, table 4, in millions to one decimal, for CIFAR."""
     with torch.device("meta"):
-        model = Classifier(ClassifierConfig(channels=3, classes=10, depth=depth, width=width))
+        model = Classifier(ClassifierConfig(channels=3, classes=10, depth=depth, width=width, norm="batch"))
     count = sum(p.numel() for p in model.parameters())
     what = f"parameters of WRN-{depth}-{width}, millions"
     truth("classifier", what, "Zagoruyko and Komodakis 2016, table 4", abs(count / 1e6 - millions), 0.05)
@@ -28,8 +28,42 @@ def test_parameters_are_those_of_the_paper(depth, width, millions, truth):
 def test_the_paper_size_is_wrn_28_10():
     data = PictureSpec(32, 3, tuple("abcdefghij"))
     assert configure(find("classifier"), data, "paper")["model"] == ClassifierConfig(
-        3, 10, depth=28, width=10, max_shift=4
+        3, 10, depth=28, width=10, norm="batch", max_shift=4
     )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_loss_of_a_batch_is_that_of_its_halves(training, truth):
+    """So that two processes, with half a batch each, descend along the same gradient as one."""
+    model = mz.create("classifier", classes=10).train(training)
+    batch = Batch(torch.rand(8, 1, 28, 28) * 2 - 1, torch.arange(8), seeds=list(range(8)))
+    gradients = []
+    for parts in ([batch], [batch[:2], batch[2:4], batch[4:6], batch[6:]]):
+        model.zero_grad()
+        (sum(model(part).total for part in parts) / len(parts)).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    error = (gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max()
+    mode = "in training" if training else "in evaluation"
+    truth("classifier", f"gradient of a batch {mode}, relative", "mean over its quarters", error, 1e-6)
+
+
+def test_standardised_weights_keep_mean_and_variance(truth):
+    """Brock, De and Smith 2021, eq. 1: each output channel's weights have mean 0 and squares that sum to 1."""
+    conv = StandardisedConv2d(5, 7, 3).double()
+    torch.nn.init.uniform_(conv.weight, 3, 9)
+    basis = torch.eye(45, dtype=torch.float64).view(45, 5, 3, 3)
+    weights = conv(basis)[:, :, 1, 1].T  # (7, 45): what a unit at each input adds to the middle output
+    truth("classifier", "sum of a channel's standardised weights", "0", weights.sum(1).abs().max().item(), 2e-14)
+    truth("classifier", "sum of their squares", "1", (weights.square().sum(1) - 1).abs().max().item(), 4e-15)
+
+
+def test_activations_neither_grow_nor_vanish_with_depth():
+    """40 layers without normalisation of activations; a residual network without any grows like 2^blocks."""
+    model = Classifier(ClassifierConfig(channels=3, classes=10, depth=40, width=2))
+    h = model.stem(torch.randn(16, 3, 16, 16))
+    for block in model.blocks:
+        assert 0.5 < h.std() / block.beta < 2
+        h = block(h)
 
 
 def test_logits_of_a_picture_do_not_depend_on_its_batch(truth):
@@ -44,7 +78,7 @@ def test_logits_of_a_picture_do_not_depend_on_its_batch(truth):
 def test_logits_are_linear_in_the_features():
     model = mz.create("classifier", classes=10).eval()
     images = torch.rand(3, 1, 28, 28) * 2 - 1
-    assert model.features(images).shape == (3, 64)
+    assert model.features(images).shape == (3, 128)
     assert torch.equal(model.head(model.features(images)), model.classify(images))
 
 
@@ -95,6 +129,8 @@ def test_it_learns_to_tell_bright_from_dark():
 def test_bad_configs_and_unlabelled_pictures_are_answered():
     with pytest.raises(ConfigError, match="6 n"):
         ClassifierConfig(1, 10, depth=12)
+    with pytest.raises(ConfigError, match="stride"):
+        ClassifierConfig(1, 10, stride=0)
     with pytest.raises(ConfigError, match="at least 2 classes"):
         ClassifierConfig(1, 1)
     with pytest.raises(ConfigError, match="needs labels"):

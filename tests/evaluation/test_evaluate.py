@@ -312,8 +312,8 @@ def test_classes_must_be_the_same_for_model_classifier_and_pictures(others):
         evaluate(Honest(), TEST, n=10, classifier=learned(Judge(), others, told=len(others)))
     unlabelled = Stripes("test", 50, 5_000)
     unlabelled.spec = PictureSpec(SIZE, 1)
+    judge = learned(Judge(), others, told=len(others))
     with pytest.raises(DataError, match="and the model the classes level, upright"):
-        judge = learned(Judge(), others, told=len(others))
         evaluate(learned(Honest(), own, told=2), unlabelled, n=10, classifier=judge)
     with pytest.raises(DataError, match="the classifier knows"):
         evaluate(learned(Judge(), others, told=len(others)), TEST)

@@ -201,7 +201,7 @@ def test_features_do_not_depend_on_the_batch_nor_on_autocast(truth):
     together = network(images)
     with torch.autocast("cpu", torch.bfloat16):
         alone = torch.cat([network(image[None]) for image in images])
-    assert together.shape == (7, 64) == (7, network.dims)
+    assert together.shape == (7, 128) == (7, network.dims)
     error = (together - alone).abs().max() / together.abs().max()
     truth("feature networks", "classifier, seven pictures one by one under autocast", "all at once", error, 1e-6)
 

@@ -71,9 +71,9 @@ def evaluate(
     """Judge `model` by what it can do.
 
     A model that samples draws n pictures: picture k has seed `seeds` + k and, where the model is told classes, class
-    k mod their number, whatever the batch size or number of processes. They are compared with held-out pictures (Fréchet and
-    kernel distance, precision, recall, density, coverage, class recognition) and with training pictures (does it
-    memorise?). A model with a likelihood or a bound gets bits per dimension, one that classifies its accuracy.
+    k mod their number, whatever the batch size or number of processes. They are compared with held-out pictures
+    (Fréchet and kernel distance, precision, recall, density, coverage, class recognition) and with training pictures
+    (does it memorise?). A model with a likelihood or a bound gets bits per dimension, one that classifies its accuracy.
     Sampling runs in the precision of the context around this call, everything that is measured in float32.
 
     test        pictures that the model never saw
@@ -85,7 +85,8 @@ def evaluate(
     shard       rank and number of processes; more than one needs an initialised `torch.distributed`
     progress    called with the number of pictures just drawn
 
-    Raises `ConfigError` if the model can do nothing that is judged, `DataError` if pictures, model and classifier do not fit.
+    Raises `ConfigError` if the model can do nothing that is judged, `DataError` if pictures, model and classifier do
+    not fit.
     """
     _check(model, test, n)
     model.eval()
