@@ -8,7 +8,6 @@ from gaussian import Gaussian
 
 from mezzotint.core.batch import Batch, PictureSpec
 from mezzotint.core.errors import ConfigError, DataError
-from mezzotint.core.precision import autocast
 from mezzotint.diffusion.model import DenoisingConfig, DenoisingModel
 from mezzotint.diffusion.predictions import convert
 from mezzotint.diffusion.solvers import euler
@@ -132,18 +131,6 @@ def test_unlabelled_samples_of_a_conditional_model_have_labels_of_their_own():
     same = [model.sample(1, seeds=4, labels=[k]) for k in range(3)]
     drawn = model.sample(1, seeds=4)
     assert sum(torch.equal(drawn, picture) for picture in same) == 1
-
-
-def test_a_network_is_cast_once_for_all_steps(monkeypatch):
-    """And the pictures are those of casting at every step."""
-    from mezzotint.diffusion import model as module
-
-    denoising = tiny(classes=3, **RF)
-    with autocast("bf16", denoising.device):
-        pictures = denoising.sample(2, guidance=1.0)
-        monkeypatch.setattr(module, "cast_once", lambda network: network)
-        assert torch.equal(denoising.sample(2, guidance=1.0), pictures)
-    assert not torch.equal(denoising.sample(2, guidance=1.0), pictures)
 
 
 def test_a_solver_or_a_grid_of_ones_own():

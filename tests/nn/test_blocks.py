@@ -9,7 +9,6 @@ from mezzotint.core.errors import ConfigError
 from mezzotint.core.precision import autocast
 from mezzotint.nn.attention import Attention, attend, attend_plainly
 from mezzotint.nn.blocks import Downsample, ResBlock, Upsample
-from mezzotint.nn.casting import cast_once
 from mezzotint.nn.embeddings import sinusoids
 from mezzotint.nn.unet import UNet, UNetConfig
 
@@ -128,34 +127,6 @@ def test_one_time_for_all_is_that_time_for_each(truth):
 def test_pictures_that_cannot_be_halved_are_refused():
     with pytest.raises(ConfigError, match="multiple of 2"):
         UNet(UNetConfig(8, (1, 2), 1, (False, True), groups=4), 1, 1, image_size=7)
-
-
-def casts(network, *arguments):
-    """How often a call of the network changes the number format of one of its parameters, and what it answers."""
-    shapes = {parameter.shape for parameter in network.parameters() if parameter.dim() > 1}
-    with torch.profiler.profile(record_shapes=True) as profiler:
-        answer = network(*arguments)
-    copies = [event for event in profiler.events() if event.name == "aten::_to_copy"]
-    return sum(torch.Size(copy.input_shapes[0]) in shapes for copy in copies), answer
-
-
-def test_weights_are_cast_once_with_the_same_answers():
-    unet = UNet(UNetConfig(16, (1, 2), 1, (False, True), groups=4), 1, 1, classes=2).eval()
-    question = torch.randn(3, 1, 8, 8), torch.tensor(300.0), torch.tensor([0, 1, 1])
-    with torch.inference_mode(), autocast("bf16", torch.device("cpu")):
-        (before, expected), (after, answer) = casts(unet, *question), casts(cast_once(unet), *question)
-    assert torch.equal(answer, expected)
-    assert before > 20
-    assert after == 0
-    assert all(parameter.dtype == torch.float32 for parameter in unet.parameters())
-
-
-def test_weights_are_not_copied_where_autocast_remembers_or_does_nothing():
-    unet = UNet(UNetConfig(8, (1,), 1, (False,), groups=4), 1, 1)
-    with torch.inference_mode():
-        assert cast_once(unet) is unet
-    with torch.no_grad(), autocast("bf16", torch.device("cpu")):
-        assert cast_once(unet) is unet
 
 
 def test_low_precision_stays_near(truth):

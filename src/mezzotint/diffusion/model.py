@@ -15,7 +15,6 @@ from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError, DataError, suggest
 from ..core.model import Losses, Model
-from ..nn.casting import cast_once
 from ..nn.unet import UNet, UNetConfig
 from .grids import GRIDS, Grid
 from .guidance import ClassifierFree
@@ -93,14 +92,14 @@ class DenoisingModel(Model):
 
     def denoiser(self, labels: Tensor | None = None, guidance: float = 0.0) -> Denoiser:
         """What solvers see: this model with labels (B,), or unconditional without them, guided with strength w."""
-        network, null = cast_once(self.network), self.config.classes
-        answer: Any = network
+        network: Any = self.network
         if self.config.classes:
+            null = self.config.classes
             if labels is None:
-                answer = lambda x, t: network(x, t, x.new_full((len(x),), null, dtype=torch.long))  # noqa: E731
+                network = lambda x, t: self.network(x, t, x.new_full((len(x),), null, dtype=torch.long))  # noqa: E731
             else:
-                answer = ClassifierFree(network, labels, null, guidance)
-        return Denoiser(answer, self.path, self.config.prediction, self.config.clip)
+                network = ClassifierFree(self.network, labels, null, guidance)
+        return Denoiser(network, self.path, self.config.prediction, self.config.clip)
 
     def sample(
         self,
