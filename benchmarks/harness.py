@@ -60,7 +60,12 @@ def report(rows: Sequence[Row], as_json: bool = False) -> None:
         return
     table = Table("what", "ours", "peer", "ratio", "unit")
     for row in rows:
-        table.add_row(row.name, f"{row.ours:,.4g}", f"{row.peer:,.4g}", f"{row.ratio:.2f}", row.unit)
+        table.add_row(
+            row.name,
+            *(f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" for value in (row.ours, row.peer)),
+            f"{row.ratio:.2f}",
+            row.unit,
+        )
     console = Console()
     console.print(table)
     for line in dict.fromkeys(row.setting for row in rows if row.setting):

@@ -1,6 +1,6 @@
 """The loader against the training that it feeds, and against a plain `datasets` loop over 10,000 PNG files.
 
-python benchmarks/loader.py [--json] [--training-rate PICTURES_PER_SECOND] [--pictures N] [--repeats N]
+python benchmarks/loader.py [--json] [--pictures N] [--repeats N]
 """
 
 from __future__ import annotations
@@ -8,21 +8,26 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
-from harness import Row, alternate, arguments, report, seconds, setting
+from harness import Row, alternate, arguments, report, setting
 from PIL import Image
 
 import mezzotint as mz
 import mezzotint.data.pictures
+from mezzotint.core.precision import autocast, resolve_precision
 from mezzotint.data import Loader, Pictures, open_pictures
 
 BATCH = 128
 SIZE = 32
 CLASSES = 10
+CPU = torch.device("cpu")
+PRECISION = resolve_precision("auto", CPU)
+DRAWN, TRAINED = 100 * BATCH, 2 * BATCH  # pictures between two looks at the clock, of the loader and of the training
 
 
 def draw(loader: Loader, pictures: int) -> None:
@@ -30,29 +35,25 @@ def draw(loader: Loader, pictures: int) -> None:
         loader.next()
 
 
-def loader_rate(pixels: str, flip: bool, batches: int = 200) -> float:
-    """Pictures per second of the set that comes with the package."""
-    loader = Loader(open_pictures("fashion"), BATCH, flip=flip, pixels=pixels)
-    draw(loader, 10 * BATCH)
-    return batches * BATCH / seconds(lambda: draw(loader, batches * BATCH))
-
-
-def training_rate(steps: int = 5) -> float:
-    """Pictures per second of the smallest system: forward in bfloat16, backward, AdamW."""
-    pictures = open_pictures("fashion")
+def trainer(pictures: Pictures) -> Callable[[], None]:
+    """A step of the smallest system, always on the same batch: forward in the precision "auto", backward, AdamW."""
     model = mz.create("rectified-flow", classes=pictures.spec.classes)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     batch = Loader(pictures, BATCH).next()
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(PRECISION, CPU):
             loss = model(batch).total
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    step()
-    return steps * BATCH / seconds(lambda: [step() for _ in range(steps)])
+    return step
+
+
+def train(step: Callable[[], None], pictures: int) -> None:
+    for _ in range(pictures // BATCH):
+        step()
 
 
 def make_folder(folder: Path, pictures: int) -> None:
@@ -109,35 +110,36 @@ def compare_folders(folder: Path, pictures: int, repeats: int) -> list[Row]:
 
     mine, theirs = alternate(open_and_draw, open_and_exhaust, repeats)
     rows.append(Row("opening the folder and the first epoch", mine, theirs, "s", versions))
+    cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as cache:
-        for workers in (0, os.cpu_count() or 1):
+        for kept, workers in ((True, cores), (False, cores), (False, 0)):
             peer = peer_loader(folder, cache, workers)
-            for name, memory in (("kept in memory", 2**31), ("decoded each time", 0)):
-                with closing(Loader(opened(folder, memory), BATCH)) as ours:
-                    mine, theirs = alternate(lambda: draw(ours, pictures), lambda: exhaust(peer), repeats)  # noqa: B023
-                label = f"later epochs, {name}; peer with {workers} workers"
-                rows.append(Row(label, pictures / mine, pictures / theirs, "pictures/s", versions))
+            with closing(Loader(opened(folder, 2**31 if kept else 0), BATCH)) as ours:
+                mine, theirs = alternate(lambda: draw(ours, pictures), lambda: exhaust(peer), repeats)  # noqa: B023
+            label = f"later epochs, {'kept in memory' if kept else 'decoded each time'}; peer with {workers} workers"
+            rows.append(Row(label, pictures / mine, pictures / theirs, "pictures/s", versions))
     return rows
 
 
-def compare_training(rate: float | None) -> list[Row]:
-    rate = rate or training_rate()
-    options = (("levels", False), ("levels", True), ("dequantised", True), ("binary", True))
-    return [
-        Row(
-            f"fashion, {pixels}{', flips' if flip else ''}; peer: training",
-            loader_rate(pixels, flip),
-            rate,
-            "pictures/s",
-            setting(precision="training in bfloat16"),
+def compare_training(repeats: int) -> list[Row]:
+    """The set that comes with the package, drawn and trained on in turn."""
+    pictures = open_pictures("fashion")
+    step = trainer(pictures)
+    step()  # the first allocates, and makes AdamW's moments
+    rows = []
+    for pixels, flip in (("levels", False), ("levels", True), ("dequantised", True), ("binary", True)):
+        loader = Loader(pictures, BATCH, flip=flip, pixels=pixels)
+        draw(loader, 10 * BATCH)
+        mine, theirs = alternate(lambda: draw(loader, DRAWN), lambda: train(step, TRAINED), repeats)  # noqa: B023
+        label = f"fashion, {pixels}{', flips' if flip else ''}; peer: training"
+        rows.append(
+            Row(label, DRAWN / mine, TRAINED / theirs, "pictures/s", setting(precision=f"training in {PRECISION}"))
         )
-        for pixels, flip in options
-    ]
+    return rows
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--training-rate", type=float, help="pictures/s of the smallest system; else it is measured")
     parser.add_argument("--pictures", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=3)
     chosen = parser.parse_args()
@@ -145,7 +147,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_folder(Path(folder), chosen.pictures)
         rows = compare_folders(Path(folder), chosen.pictures, chosen.repeats)
-    report([*compare_training(chosen.training_rate), *rows], chosen.json)
+    report([*compare_training(chosen.repeats), *rows], chosen.json)
 
 
 if __name__ == "__main__":
