@@ -68,8 +68,8 @@ def _rectified_flow(
 
 
 SMALL_RECIPE = Recipe(
-    batch_size=128,
-    optimizers={"model": Optimizer("adamw", lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01)},
+    batch_size=64,
+    optimizers={"model": Optimizer("adamw", lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.01)},
     warmup=5_000,
     ema_half_life=20_000,
 )
