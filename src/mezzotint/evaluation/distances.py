@@ -100,14 +100,22 @@ class _Polynomial(NamedTuple):
 
     def mean(self, x: Tensor, y: Tensor) -> float:
         """The mean of k over all pairs, without ever holding all of them."""
-        blocks = (self._powers(x @ block.T).sum() for block in y.split(2048))
-        return float(sum(block.item() for block in blocks)) / (len(x) * len(y))
+        sums = (self._powers(x @ block.T).sum().item() for block in y.split(2048))
+        return sum(sums) / (len(x) * len(y))
+
+    def mean_within(self, x: Tensor) -> float:
+        """The mean of k over all pairs of rows of x; those in two blocks are computed once and counted twice."""
+        total, block = 0.0, max(64, len(x) // 8)
+        for start in range(0, len(x), block):
+            values = self._powers(x[start : start + block] @ x[start:].T)  # (block, N - start)
+            total += 2 * values.sum().item() - values[:, :block].sum().item()
+        return total / len(x) ** 2
 
     def mean_without_self(self, x: Tensor) -> float:
         """The mean of k over all pairs of two different rows."""
         n = len(x)
         own = self._powers(x.square().sum(1)).mean().item()
-        return (n * self.mean(x, x) - own) / (n - 1)
+        return (n * self.mean_within(x) - own) / (n - 1)
 
     def _powers(self, products: Tensor) -> Tensor:
         return products.mul_(self.gamma).add_(self.coef).pow_(self.degree)
@@ -119,7 +127,7 @@ def _squared_mmd(x: Tensor, y: Tensor, kernel: _Polynomial, unbiased: bool) -> f
             raise DataError("an unbiased kernel distance needs at least 2 pictures in each set")
         within = kernel.mean_without_self(x) + kernel.mean_without_self(y)
     else:
-        within = kernel.mean(x, x) + kernel.mean(y, y)
+        within = kernel.mean_within(x) + kernel.mean_within(y)
     return within - 2 * kernel.mean(x, y)
 
 
@@ -141,8 +149,9 @@ def inception_score(logits: Tensor, splits: int = 10) -> Estimate:
     for i in range(splits):
         part = log_p[i * n // splits : (i + 1) * n // splits]
         p = part.exp()
-        marginal = p.mean(0).clamp_min(torch.finfo(torch.float64).tiny).log()  # ln p(y); where it is 0, so is every p
-        scores.append((p * (part - marginal)).sum(1).mean().exp().item())
+        marginal = p.mean(0)  # p(y)
+        information = torch.dot(p.flatten(), part.flatten()) / len(part) - torch.xlogy(marginal, marginal).sum()
+        scores.append(information.exp().item())
     return Estimate(float(np.mean(scores)), float(np.std(scores)))
 
 

@@ -15,9 +15,7 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from .statistics import as_pair
 
-ROUNDING = (
-    64 * torch.finfo(torch.float64).eps
-)  # of a squared distance from matrix products, relative to the squared norms
+ROUNDING = 64 * torch.finfo(torch.float64).eps  # of squared distances by matrix products, relative to squared norms
 BLOCK = 1024  # rows at a time
 
 
@@ -42,18 +40,19 @@ def precision_recall_density_coverage(real: Tensor, fake: Tensor, k: int = 5, bl
         raise ConfigError(
             f"k = {k} neighbours need at least {k + 1} pictures in each set, not {len(real)} and {len(fake)}"
         )
-    real_radii, fake_radii = _squared_radii(real, k, block), _squared_radii(fake, k, block)
+    real_norms, fake_norms = _squared_norms(real), _squared_norms(fake)
+    real_radii, fake_radii = _squared_radii(real, real_norms, k, block), _squared_radii(fake, fake_norms, k, block)
     balls = torch.zeros(len(fake), dtype=torch.int64)  # real balls around each fake
     covered = torch.zeros(len(real), dtype=torch.bool)
     recalled = torch.zeros(len(real), dtype=torch.bool)
-    slack = ROUNDING * max(real.square().sum(1).max().item(), fake.square().sum(1).max().item())
+    slack = ROUNDING * max(real_norms.max().item(), fake_norms.max().item())
     for start in range(0, len(fake), block):
-        part = fake[start : start + block]
-        squared = _squared_distances(part, real)  # (block, N)
-        in_real = _inside(squared, real_radii[None, :], part, real, slack)
-        balls[start : start + block] = in_real.sum(1)
+        rows = slice(start, start + block)
+        squared = _squared_distances(fake[rows], real, fake_norms[rows], real_norms)  # (block, N)
+        recalled |= _inside(squared, fake_radii[rows, None], fake[rows], real, slack).any(0)
+        in_real = _inside(squared, real_radii[None, :], fake[rows], real, slack)
+        balls[rows] = in_real.sum(1)
         covered |= in_real.any(0)
-        recalled |= _inside(squared, fake_radii[start : start + block, None], part, real, slack).any(0)
     return PRDC(
         precision=(balls > 0).double().mean().item(),
         recall=recalled.double().mean().item(),
@@ -74,7 +73,9 @@ def nearest(queries: Tensor, references: Tensor, k: int = 1, block: int = BLOCK)
     x, y = _centred(queries, references)
     if not 1 <= k <= len(y):
         raise ConfigError(f"{k} nearest pictures cannot be found among {len(y)}")
-    indices = torch.cat([_squared_distances(part, y).topk(k, largest=False).indices for part in x.split(block)])
+    norms = _squared_norms(x), _squared_norms(y)
+    parts = (_squared_distances(part, y, own, norms[1]) for part, own in zip(x.split(block), norms[0].split(block)))
+    indices = torch.cat([part.topk(k, largest=False).indices for part in parts])
     exact = torch.stack([_exact(x, y[column]) for column in indices.T], 1)  # (N, k)
     exact, order = exact.sort(dim=1, stable=True)
     return Nearest(exact.sqrt(), indices.gather(1, order))
@@ -112,29 +113,47 @@ def _centred(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return x - centre, y - centre
 
 
-def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
+def _squared_norms(x: Tensor) -> Tensor:
+    return x.square().sum(1)
+
+
+def _squared_distances(x: Tensor, y: Tensor, x_norms: Tensor, y_norms: Tensor) -> Tensor:
     """|x_i - y_j|^2 through |x|^2 + |y|^2 - 2 x.y, (N, M)."""
-    norms = x.square().sum(1)[:, None] + y.square().sum(1)
-    return torch.addmm(norms, x, y.T, alpha=-2)
+    return torch.addmm(y_norms, x, y.T, alpha=-2).add_(x_norms[:, None])
 
 
 def _exact(x: Tensor, y: Tensor) -> Tensor:
     """|x_i - y_i|^2 of corresponding rows, term by term, (N,)."""
-    return torch.cat([(a - b).square().sum(1) for a, b in zip(x.split(BLOCK), y.split(BLOCK))])
+    return torch.cat([(a - b).square_().sum(1) for a, b in zip(x.split(BLOCK), y.split(BLOCK))])
 
 
-def _squared_radii(features: Tensor, k: int, block: int) -> Tensor:
+def _squared_radii(features: Tensor, norms: Tensor, k: int, block: int) -> Tensor:
     """The squared distance of each vector to the k-th nearest other one, (N,)."""
-    parts = (_squared_distances(part, features).topk(k + 1, largest=False).indices for part in features.split(block))
-    candidates = torch.cat(list(parts))  # (N, k + 1), the vector itself among them
-    return torch.stack([_exact(features, features[column]) for column in candidates.T], 1).amax(1)
+    n = len(features)
+    squared = features.new_full((n, k + 1), torch.inf)  # the smallest so far: a vector's own, and those of its nearest
+    nearest = torch.zeros(n, k + 1, dtype=torch.int64)  # whose they are
+    for start in range(0, n, block):
+        stop = min(start + block, n)
+        among = _squared_distances(features[start:stop], features[start:], norms[start:stop], norms[start:])
+        _keep_smallest(squared[start:stop], nearest[start:stop], among, start)
+        _keep_smallest(squared[stop:], nearest[stop:], among[:, stop - start :].T, start)  # the same pairs, reversed
+    return torch.stack([_exact(features, features[column]) for column in nearest.T], 1).amax(1)
+
+
+def _keep_smallest(squared: Tensor, nearest: Tensor, candidates: Tensor, first: int) -> None:
+    """Put the smallest of squared (n, k) and candidates (n, m), of the vectors first, first + 1, ..., in place."""
+    k = squared.shape[1]
+    new, places = candidates.topk(min(k, candidates.shape[1]), largest=False)
+    values, indices = torch.cat([squared, new], 1), torch.cat([nearest, places + first], 1)
+    kept, chosen = values.topk(k, largest=False)
+    squared.copy_(kept)
+    nearest.copy_(indices.gather(1, chosen))
 
 
 def _inside(squared: Tensor, squared_radii: Tensor, x: Tensor, y: Tensor, slack: float) -> Tensor:
     """Which squared distances (n, m) of x and y are at most the radii, those within `slack` of them measured again."""
-    beyond = squared - squared_radii  # (n, m)
-    inside = beyond <= 0
-    row, column = torch.nonzero(beyond.abs_() <= slack, as_tuple=True)
+    inside = squared <= squared_radii + slack  # (n, m)
+    row, column = torch.nonzero(inside & (squared >= squared_radii - slack), as_tuple=True)
     radii = squared_radii.expand_as(squared)
     for i, j in zip(row.split(BLOCK), column.split(BLOCK)):
         inside[i, j] = _exact(x[i], y[j]) <= radii[i, j]

@@ -40,14 +40,14 @@ class Moments:
             return
         x = as_features(features)
         mean = x.mean(0)
-        deviations = x - mean
-        self._add(len(x), mean, deviations.T @ deviations)
+        self._add(len(x), mean, x - mean)
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets together; neither is changed."""
         merged = Moments(len(self.mean))
         for part in (self, other):
-            merged._add(part.count, part.mean, part.scatter)
+            merged.scatter += part.scatter
+            merged._add(part.count, part.mean, part.mean.new_empty(0, len(part.mean)))
         return merged
 
     def covariance(self) -> Tensor:
@@ -56,12 +56,14 @@ class Moments:
             raise DataError(f"a covariance needs at least 2 pictures, not {self.count}")
         return self.scatter / (self.count - 1)
 
-    def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+    def _add(self, count: int, mean: Tensor, deviations: Tensor) -> None:
+        """Count vectors with this mean and these deviations from it; those of the two means are one row more."""
         total = self.count + count
         if total == 0:
             return
         step = mean - self.mean
-        self.scatter = self.scatter + scatter + torch.outer(step, step) * (self.count * count / total)
+        rows = torch.cat([deviations, step[None] * (self.count * count / total) ** 0.5])
+        self.scatter.addmm_(rows.T, rows)
         self.mean = self.mean + step * (count / total)
         self.count = total
 
@@ -71,7 +73,7 @@ def as_features(features: Tensor) -> Tensor:
     if features.ndim != 2:
         raise DataError(f"features are a matrix of one row per picture, not of shape {tuple(features.shape)}")
     x = features.detach().to("cpu", torch.float64)
-    if not torch.isfinite(x).all():
+    if not torch.isfinite(x.sum()) and not torch.isfinite(x).all():  # a finite sum has finite terms
         raise DataError("some features are not finite: the pictures or the feature network are broken")
     return x
 
