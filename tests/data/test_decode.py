@@ -143,6 +143,13 @@ def test_pad_keeps_the_whole_picture_on_white():
     assert (padded[[0, 1, 6, 7]] == 255).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 200), (200, 1)])
+def test_pad_lets_no_picture_vanish_however_long_it_is(shape):
+    padded = frame(Image.fromarray(np.zeros(shape, np.uint8)), Framing(8, 1, crop="pad"))[0]
+    assert (padded == 0).sum() == 8
+    assert (padded == 255).sum() == 56
+
+
 @pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 5)])
 @pytest.mark.parametrize("channels", [1, 3])

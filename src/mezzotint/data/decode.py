@@ -79,7 +79,7 @@ def frame(image: Image.Image, framing: Framing) -> np.ndarray:
     mode = "L" if framing.channels == 1 else "RGB"
     image = image if image.mode == mode else image.convert(mode)
     if framing.crop == "pad":
-        image = ImageOps.pad(image, size, FILTERS[framing.filter], color="white")
+        image = _pad(image, framing)
     elif image.size != size:
         box = (0, 0, *image.size) if framing.crop == "squash" else _centre(image)
         image = image.resize(size, FILTERS[framing.filter], box)
@@ -108,6 +108,17 @@ def _centre(image: Image.Image) -> tuple[int, int, int, int]:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return left, top, left + side, top + side
+
+
+def _pad(image: Image.Image, framing: Framing) -> Image.Image:
+    # ImageOps.pad lets a very long picture vanish: Pillow 13 returns nothing but white, Pillow 12 an error
+    side = framing.image_size
+    width, height = (max(1, round(length / max(image.size) * side)) for length in image.size)
+    square = Image.new(image.mode, (side, side), "white")
+    square.paste(
+        image.resize((width, height), FILTERS[framing.filter]), (round((side - width) / 2), round((side - height) / 2))
+    )
+    return square
 
 
 def _refuse_bombs(image: Image.Image) -> None:
