@@ -66,6 +66,9 @@ def configure(
                 changes[name] = value
                 used.add(key)
         configs[stage.name] = config.updated(changes) if changes else config
+        told = getattr(configs[stage.name], "classes", 0)
+        if told not in (0, len(data.classes)):
+            raise ConfigError(f"these pictures have {len(data.classes)} classes, not {told}; classes=0 ignores them")
     for key in overrides or {}:
         if key not in used:
             known = [name for config in configs.values() for name in config.settings()]

@@ -9,10 +9,12 @@ from toys import TOYS, register_toys
 
 import mezzotint as mz
 from mezzotint import systems
+from mezzotint.core.batch import PictureSpec
 from mezzotint.core.likelihood import bits_per_dim, discrete_log_prob
 from mezzotint.core.model import abilities
 
 register_toys()
+TEN = PictureSpec(28, 1, tuple("abcdefghij"))
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,7 @@ register_toys()
         (lambda: mz.create("toy-stages", stage="priro"), "did you mean 'prior'"),
         (lambda: systems.register(TOYS[0]), "already"),
         (lambda: mz.create("classifier"), "needs labels"),
+        (lambda: systems.configure(systems.find("ddpm"), TEN, overrides={"classes": "5"}), "10 classes, not 5"),
     ],
 )
 def test_the_nearest_right_name_is_given(call, words):
