@@ -167,6 +167,18 @@ def test_subsets_cover_what_all_pairs_measure():
     )
 
 
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_kernel_distance_is_the_mean_over_pairs_in_blocks_of_any_size(unbiased, truth, monkeypatch):
+    x, y = features(101, 8, seed=0), features(64, 8, seed=4)
+    within = [((z @ z.T / 8 + 1) ** 3)[~torch.eye(len(z), dtype=torch.bool) | (not unbiased)].mean() for z in (x, y)]
+    expected = (sum(within) - 2 * ((x @ y.T / 8 + 1) ** 3).mean()).item()
+    for block in (1, 37, 64, 4096):
+        monkeypatch.setattr("mezzotint.evaluation.distances.BLOCK", block)
+        error = relative(kernel_distance(x, y, unbiased=unbiased).mean, expected)
+        kind = "unbiased" if unbiased else "biased"
+        truth("kernel distance", f"{kind}, blocks of {block}", "mean over all pairs", error, 1e-14)
+
+
 @pytest.mark.oracles
 def test_kernel_distance_agrees_with_three_implementations(truth):
     x, y = features(200, 64, seed=0), features(200, 64, seed=2)

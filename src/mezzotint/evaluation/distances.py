@@ -14,6 +14,8 @@ from torch import Tensor
 from ..core.errors import ConfigError, DataError
 from .statistics import Moments, as_features, as_pair
 
+BLOCK = 2048  # rows at a time
+
 
 class Estimate(NamedTuple):
     """A mean over subsets or splits, and their standard deviation (0 for one)."""
@@ -100,15 +102,14 @@ class _Polynomial(NamedTuple):
 
     def mean(self, x: Tensor, y: Tensor) -> float:
         """The mean of k over all pairs, without ever holding all of them."""
-        sums = (self._powers(x @ block.T).sum().item() for block in y.split(2048))
-        return sum(sums) / (len(x) * len(y))
+        return sum(self._sum(x, block) for block in y.split(BLOCK)) / (len(x) * len(y))
 
     def mean_within(self, x: Tensor) -> float:
         """The mean of k over all pairs of rows of x; those in two blocks are computed once and counted twice."""
-        total, block = 0.0, max(64, len(x) // 8)
-        for start in range(0, len(x), block):
-            values = self._powers(x[start : start + block] @ x[start:].T)  # (block, N - start)
-            total += 2 * values.sum().item() - values[:, :block].sum().item()
+        total = 0.0
+        for start in range(0, len(x), BLOCK):
+            block, later = x[start : start + BLOCK], x[start + BLOCK :]
+            total += self._sum(block, block) + 2 * self._sum(block, later)
         return total / len(x) ** 2
 
     def mean_without_self(self, x: Tensor) -> float:
@@ -116,6 +117,10 @@ class _Polynomial(NamedTuple):
         n = len(x)
         own = self._powers(x.square().sum(1)).mean().item()
         return (n * self.mean_within(x) - own) / (n - 1)
+
+    def _sum(self, x: Tensor, y: Tensor) -> float:
+        """Of k over all pairs. The products are NumPy's, which computes only half of a symmetric x x^T."""
+        return self._powers(torch.from_numpy(x.numpy() @ y.numpy().T)).sum().item()
 
     def _powers(self, products: Tensor) -> Tensor:
         return products.mul_(self.gamma).add_(self.coef).pow_(self.degree)
