@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -93,8 +94,10 @@ def main() -> None:
     expected = contents(root / "whole")
     chance = random.Random(seed)
     for k in range(kills):
-        directory = root / f"run{k}"
-        doing = kill_once(directory, chance, while_writing=k % 2 == 1, seconds=seconds)
+        directory, doing = root / f"run{k}", "finished"
+        while doing == "finished":  # a run that ended before its moment came is no kill
+            shutil.rmtree(directory, ignore_errors=True)
+            doing = kill_once(directory, chance, while_writing=k % 2 == 1, seconds=seconds)
         finish(directory, resume=True)
         leftovers = [path.name for path in (directory / "checkpoints").iterdir() if not path.name.startswith("step_")]
         same = contents(directory) == expected

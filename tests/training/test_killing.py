@@ -20,5 +20,6 @@ def test_a_killed_run_ends_as_if_it_had_never_stopped(tmp_path):
     assert len(rows) == 20
     assert all(row["same"] for row in rows), rows
     assert not any(row["leftovers"] for row in rows), rows
-    assert sum(row["doing"] in ("writing", "just written") for row in rows) >= 8, rows
-    assert sum(row["doing"] == "training" for row in rows) >= 8, rows
+    assert [row["doing"] for row in rows[::2]] == ["training"] * 10
+    assert {row["doing"] for row in rows[1::2]} <= {"writing", "just written"}
+    assert "writing" in {row["doing"] for row in rows}
