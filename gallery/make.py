@@ -40,8 +40,8 @@ class Entry:
 
 ENTRIES = (
     Entry("classifier", "--data fashion --minutes 1"),
-    Entry("ddpm", "--data fashion --minutes 5", "--guidance 1"),
-    Entry("rectified-flow", "--data fashion --minutes 5", "--guidance 1"),
+    Entry("ddpm", "--data fashion --minutes 4", "--guidance 1"),
+    Entry("rectified-flow", "--data fashion --minutes 4", "--guidance 1"),
 )
 
 

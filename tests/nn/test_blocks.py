@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from mezzotint.core.errors import ConfigError
 from mezzotint.core.precision import autocast
 from mezzotint.nn.attention import Attention, attend, attend_plainly
-from mezzotint.nn.blocks import Downsample, ResBlock, Upsample
+from mezzotint.nn.blocks import Downsample, Pointwise, ResBlock, Upsample
 from mezzotint.nn.embeddings import sinusoids
 from mezzotint.nn.unet import UNet, UNetConfig
 
@@ -140,3 +141,18 @@ def test_low_precision_stays_near(truth):
         with autocast("bf16", torch.device("cpu")):
             error = (unet(x, t).float() - expected).abs().max() / expected.abs().max()
     truth("UNet", "bf16, relative to the largest output", "float32", error, 5e-2)
+
+
+def test_a_pointwise_convolution_is_one_under_autocast_too(truth):
+    """The matrix product of the fast path against the convolution, both in bf16: outputs and all gradients."""
+    layer = Pointwise(12, 5)
+    x = torch.randn(3, 12, 4, 6, requires_grad=True)
+    results = []
+    for call in (layer, lambda x: F.conv2d(x, layer.weight, layer.bias)):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = call(x)
+        results.append([y, *torch.autograd.grad(y.float().square().sum(), (x, layer.weight, layer.bias))])
+    assert results[0][0].dtype == torch.bfloat16
+    error = max(((a - b).norm() / b.norm()).item() for a, b in zip(*results))
+    truth("nn", "1x1 convolution as a matrix product, bf16, with gradients", "torch's convolution, bf16", error, 1e-2)
+    assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias))

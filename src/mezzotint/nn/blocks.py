@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,7 +41,7 @@ class ResBlock(nn.Module):
         self.norm2 = nn.GroupNorm(groups, out_channels, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.shortcut = Pointwise(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x (B, C_in, H, W), time (B, time_width) -> (B, C_out, H', W')."""
@@ -61,6 +62,26 @@ class ResBlock(nn.Module):
 def resized(x: Tensor, direction: str) -> Tensor:
     """Twice (each pixel repeated) or half (2x2 means) the resolution."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest") if direction == "up" else F.avg_pool2d(x, 2)
+
+
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution: one matrix product for each picture.
+
+    Under autocast on a CPU it is computed as such, up to four times as fast there as oneDNN's 1x1 convolution in bf16,
+    forwards and backwards together; elsewhere the convolution is as fast, and stands.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H, W)."""
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        dtype = torch.get_autocast_dtype("cpu")
+        weight = self.weight.flatten(1).to(dtype).expand(len(x), -1, -1)  # (B, C_out, C_in)
+        bias = self.bias.to(dtype)[:, None] if self.bias is not None else weight.new_zeros(())
+        return torch.baddbmm(bias, weight, x.to(dtype).flatten(2)).unflatten(2, x.shape[2:])
 
 
 class Downsample(nn.Module):
