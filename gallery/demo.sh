@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rm -rf demo
-mezzotint train rectified-flow --data fashion --minutes 3.2 --out demo/clothes
+mezzotint train rectified-flow --data fashion --minutes 2.7 --out demo/clothes
 mezzotint train classifier --data fashion --minutes 0.8 --out demo/judge
 mezzotint sample demo/clothes --n 100 --guidance 1 --out demo/clothes.png
 mezzotint evaluate demo/clothes --data fashion --classifier demo/judge --guidance 1 --n 1000 --out demo
