@@ -80,6 +80,7 @@ class Stage:
     model: type[Model]  # called as model(config, **{earlier stage name: its model})
     sizes: Mapping[str, Callable[[PictureSpec], Config]]  # "small", "paper"
     recipes: Mapping[str, Recipe]  # by size
+    share: float = 1.0  # of a budget for the whole system, in proportion to the other stages' shares
 
 
 @dataclass(frozen=True)

@@ -8,30 +8,35 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from .paths import Path
+from .times import steps_of
 
-Grid = Callable[[int], Tensor]  # N -> (N + 1,) float64
+Grid = Callable[[int, Path], Tensor]  # N and the path -> (N + 1,) float64
 
 
-def uniform(steps: int) -> Tensor:
+def uniform(steps: int, path: Path) -> Tensor:
     """1, 1 - 1/N, ..., 0 (survey, Box 10)."""
     return torch.linspace(1, 0, _checked(steps) + 1, dtype=torch.float64, device="cpu")
 
 
-def leading(steps: int, train_steps: int = 1000) -> Tensor:
+def leading(steps: int, path: Path) -> Tensor:
     """The training indices 0, r, 2r, ... with r = floor(T / N), backwards (Song et al. 2020, appendix D.2)."""
+    train_steps = steps_of(path)
     r = train_steps // _checked(steps, train_steps)
     return _from_indices(torch.arange(steps, device="cpu") * r, train_steps)
 
 
-def trailing(steps: int, train_steps: int = 1000) -> Tensor:
+def trailing(steps: int, path: Path) -> Tensor:
     """The training indices T - 1, T - 1 - T/N, ..., rounded: pure noise comes first (Lin et al. 2024, table 2)."""
+    train_steps = steps_of(path)
     i = torch.arange(_checked(steps, train_steps), dtype=torch.float64, device="cpu")
     k = train_steps - i * train_steps / steps
     return _from_indices(k.round().long().flip(0) - 1, train_steps)
 
 
-def linspace(steps: int, train_steps: int = 1000) -> Tensor:
+def linspace(steps: int, path: Path) -> Tensor:
     """N of the training indices 0 ... T - 1 in equal steps, with both ends (Nichol and Dhariwal 2021, section 4)."""
+    train_steps = steps_of(path)
     k = torch.linspace(0, train_steps - 1, _checked(steps, train_steps), dtype=torch.float64, device="cpu")
     return _from_indices(k.round().long(), train_steps)
 

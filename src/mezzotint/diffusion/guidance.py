@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ..core.errors import ConfigError
+from .predictions import rows
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How a conditional model is pushed towards its condition while it samples.
+
+    w         strength of the survey's eq. 92; 0: none
+    interval  earliest and latest time t at which it is on (Kynkäänniemi et al. 2024, arXiv 2404.07724, section 3)
+    rescale   phi of Lin et al. 2024, section 3.4: how much of the growth of the answer's spread is taken back
+
+    Raises `ConfigError` for a number out of range.
+    """
+
+    w: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.w) and self.w >= 0):
+            raise ConfigError(f"guidance is a strength of 0 or more, not {self.w}")
+        low, high = self.interval
+        if not 0 <= low <= high <= 1:
+            raise ConfigError(
+                f"the guidance interval is an earliest and a latest time within 0 and 1, not {low}, {high}"
+            )
+        if not 0 <= self.rescale <= 1:
+            raise ConfigError(f"guidance_rescale is a share between 0 and 1, not {self.rescale}")
 
 
 @dataclass(frozen=True)
@@ -15,24 +46,36 @@ class ClassifierFree:
 
         y = (1 + w) y(x, label) - w y(x, null)        (Ho and Salimans 2022, eq. 6; survey, eq. 92)
 
-    With w = 0 it is the conditional network, evaluated once. The equation is stated for noise; because every other
-    prediction is affine in the noise at a given x, and the factors sum to one, it holds for each of them alike.
+    With w = 0, and outside the interval, it is the conditional network, evaluated once. The equation is stated for
+    noise; because every other prediction is affine in the noise at a given x, and the factors sum to one, it holds for
+    each of them alike. With `rescale`, y is mixed with itself at the spread of the conditional answer (Lin et al. 2024,
+    eq. 15-16):
 
-    network  (x, network time, labels) -> y
-    labels   (B,) int64
-    null     the label that stands for no label
-    w        strength, at least 0
+        y <- phi y std(y(x, label)) / std(y) + (1 - phi) y,    std over one picture
+
+    network    (x, t, labels) -> y
+    labels     (B,) int64
+    null       the label that stands for no label
+    guidance   strength, interval, rescaling
     """
 
     network: Callable[[Tensor, Tensor, Tensor], Tensor]
     labels: Tensor
     null: int
-    w: float
+    guidance: Guidance
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """The guided answer, (B, C, H, W); both branches go through the network as one batch."""
-        if self.w == 0:
+        low, high = self.guidance.interval
+        on = (t >= low) & (t <= high)  # on the CPU, like t: asking for it waits for no device
+        if self.guidance.w == 0 or not on.any():
             return self.network(x, t, self.labels)
         labels = torch.cat([self.labels, torch.full_like(self.labels, self.null)])
-        conditional, unconditional = self.network(torch.cat([x, x]), t, labels).chunk(2)
-        return (1 + self.w) * conditional - self.w * unconditional
+        both = t if t.dim() == 0 else torch.cat([t, t])
+        conditional, unconditional = self.network(torch.cat([x, x]), both, labels).chunk(2)
+        w = rows(on.double() * self.guidance.w, x)
+        y = (1 + w) * conditional - w * unconditional
+        if not self.guidance.rescale:
+            return y
+        spread = conditional.flatten(1).std(1) / y.flatten(1).std(1)  # (B,)
+        return y * (self.guidance.rescale * spread + 1 - self.guidance.rescale).view(-1, *[1] * (x.dim() - 1))

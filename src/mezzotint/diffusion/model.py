@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -15,35 +15,40 @@ from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError, DataError, suggest
 from ..core.model import Losses, Model
-from ..nn.unet import UNet, UNetConfig
+from ..nn.unet import UNetConfig
 from .grids import GRIDS, Grid
-from .guidance import ClassifierFree
-from .paths import PATHS
-from .predictions import Denoiser, rows, target
-from .solvers import SOLVERS, Callback, Solver
+from .guidance import ClassifierFree, Guidance
+from .paths import PATHS, Coefficients
+from .predictions import Denoiser, rows, target, unit
+from .solvers import SOLVERS, Callback, Solver, ddim
 from .times import TIMES
 from .weighting import WEIGHTINGS
 
 Choice = TypeVar("Choice")
+QUARTERS = 4  # of the times, in which the loss is logged
 
 
 @dataclass(frozen=True)
 class DenoisingConfig(Config):
-    """A denoising model, choice by choice."""
+    """A denoising model, choice by choice. Names are those of `PATHS`, `TIMES`, `WEIGHTINGS`, `SOLVERS` and `GRIDS`."""
 
     image_size: int
     channels: int
     classes: int = 0  # how many; 0: unconditional, whatever labels the pictures have
     network: UNetConfig = field(default_factory=UNetConfig)
-    path: Literal["linear", "cosine", "straight"] = "linear"
-    prediction: Literal["noise", "clean", "velocity", "v"] = "noise"
-    times: Literal["uniform", "discrete", "logit-normal"] = "discrete"
-    weighting: Literal["simple", "min-snr"] = "simple"
+    path: str = "linear"
+    prediction: Literal["noise", "clean", "velocity", "v", "score", "edm"] = "noise"
+    unit_input: bool = False  # the network sees x divided by its expected standard deviation (c_in of EDM)
+    times: str = "discrete"
+    weighting: str = "simple"
+    metric: Literal["squared", "pseudo-huber"] = "squared"  # of the network's error
     label_dropout: float = 0.1  # how often training hides the label, so that guidance has an unconditional branch
-    solver: Literal["ancestral", "ancestral-large", "ddim", "euler", "heun"] = "ancestral"
-    grid: Literal["uniform", "leading", "trailing", "linspace"] = "leading"
+    solver: str = "ancestral"
+    grid: str = "leading"
     steps: int = 1000  # of the solver
     guidance: float = 0.0  # w of the survey's eq. 92; 0: none
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # earliest and latest time at which guidance is on
+    guidance_rescale: float = 0.0  # phi of Lin et al. 2024
     clip: bool = True  # hold the expected clean picture within [-1, 1] while sampling
 
     def __post_init__(self) -> None:
@@ -52,10 +57,18 @@ class DenoisingConfig(Config):
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 <= self.label_dropout <= 1:
             raise ConfigError(f"label_dropout is a probability, not {self.label_dropout}")
-        _choose("grid", GRIDS, self.grid)(self.steps)  # refuses a number of steps that it cannot make
-        _check_strength(self.guidance)
-        if self.guidance and not (self.classes and self.label_dropout):
+        path = choose("path", PATHS, self.path)
+        choose("time sampler", TIMES, self.times)
+        choose("weighting", WEIGHTINGS, self.weighting)
+        choose("solver", SOLVERS, self.solver)
+        choose("grid", GRIDS, self.grid)(self.steps, path)  # refuses a number of steps that it cannot make
+        if self.sampling_guidance.w and not (self.classes and self.label_dropout):
             raise ConfigError("guidance needs classes and some label_dropout; set guidance to 0")
+
+    @property
+    def sampling_guidance(self) -> Guidance:
+        """How samples are guided where the caller does not say otherwise."""
+        return Guidance(self.guidance, self.guidance_interval, self.guidance_rescale)
 
 
 class DenoisingModel(Model):
@@ -69,37 +82,57 @@ class DenoisingModel(Model):
     """
 
     config: DenoisingConfig
+    learned_variance = False  # whether the network answers with a variance besides
 
     def __init__(self, config: DenoisingConfig) -> None:
         super().__init__()
         self.config = config
         embeddings = config.classes + 1 if config.classes else 0  # the last one stands for "no label"
-        self.network = UNet(config.network, config.channels, config.channels, embeddings, config.image_size)
+        answers = config.channels * (2 if self.learned_variance else 1)
+        self.network = config.network.build(config.channels, answers, embeddings, config.image_size)
         self.path = PATHS[config.path]
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:
-        """The denoising loss; each picture's time, noise and label dropout come from its own random numbers."""
-        x, random = batch.images, batch.random()
-        t = TIMES[self.config.times](random)  # (B,)
-        labels = self._training_labels(batch, random)
-        n = random.normal(*x.shape[1:])  # (B, C, H, W)
-        at, kind = self.path.at(t), self.config.prediction
-        x_t = rows(at.alpha, x) * x + rows(at.sigma, x) * n
-        y = self.network(x_t, self.path.network_time(t), *labels)
-        error = (y.to(x.dtype) - target(kind, x, n, at)).square().flatten(1).mean(1)  # (B,)
-        weight = rows(WEIGHTINGS[self.config.weighting](at, kind), error)
-        return Losses((weight * error).mean(), {"mse": error.detach().mean()})
+        """The denoising loss; each picture's time, noise and label dropout come from its own random numbers.
 
-    def denoiser(self, labels: Tensor | None = None, guidance: float = 0.0) -> Denoiser:
-        """What solvers see: this model with labels (B,), or unconditional without them, guided with strength w."""
-        network: Any = self.network
+        `mse` is the error before weighting, and `mse_1` to `mse_4` are what the times of each quarter of [0, 1], from
+        the picture to noise, add to it.
+        """
+        x, random = batch.images, batch.random()
+        t = TIMES[self.config.times](random, self.path)  # (B,)
+        labels = self.training_labels(batch, random)
+        n = random.normal(*x.shape[1:])  # (B, C, H, W)
+        at = self.path.at(t)
+        y = self.answer(noisy(x, n, at), t, labels)
+        error = self.distance(y.to(x.dtype) - target(self.config.prediction, x, n, at))  # (B,)
+        weight = rows(WEIGHTINGS[self.config.weighting](at, self.config.prediction), error)
+        return Losses((weight * error).mean(), {"mse": error.detach().mean(), **by_quarter(error.detach(), t)})
+
+    def answer(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What the network says of x_t: (B, C, H, W), t () or (B,) a time of the path, labels (B,)."""
+        seen = unit(x, self.path.at(t)) if self.config.unit_input else x
+        y: Tensor = self.network(seen, self.path.network_time(t), *(() if labels is None else (labels,)))
+        return y
+
+    def distance(self, error: Tensor) -> Tensor:
+        """Each picture's loss, (B,): the mean square, or the pseudo-Huber metric.
+
+        sqrt(|e|^2 + c^2) - c,    c = 0.00054 sqrt(D)        (Song and Dhariwal 2024, section 3.3)
+        """
+        if self.config.metric == "squared":
+            return error.square().flatten(1).mean(1)
+        return pseudo_huber(error)
+
+    def denoiser(self, labels: Tensor | None = None, guidance: Guidance = Guidance()) -> Denoiser:  # noqa: B008 (frozen)
+        """What solvers see: this model with labels (B,), or unconditional without them, guided."""
+        network: Any = self.answer
         if self.config.classes:
             null = self.config.classes
             if labels is None:
-                network = lambda x, t: self.network(x, t, x.new_full((len(x),), null, dtype=torch.long))  # noqa: E731
+                network = lambda x, t: self.answer(x, t, torch.full((len(x),), null, device=x.device))  # noqa: E731
             else:
-                network = ClassifierFree(self.network, labels, null, guidance)
-        return Denoiser(network, self.path, self.config.prediction, self.config.clip)
+                network = ClassifierFree(self.answer, labels, null, guidance)
+        return Denoiser(network, self.path, self.config.prediction, self.config.clip, self.learned_variance)
 
     def sample(
         self,
@@ -113,43 +146,93 @@ class DenoisingModel(Model):
         steps: int | None = None,
         solver: str | Solver | None = None,
         grid: str | Grid | None = None,
+        eta: float | None = None,
         guidance: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
         """n pictures in [-1, 1], (n, C, H, W) float32; picture k depends on seed k (and label k) alone.
 
         labels     (n,); None: a conditional model draws each picture's label from its seed
         seeds      n integers, or the first of n consecutive ones
-        steps, solver, grid, guidance
+        steps, solver, grid, guidance, guidance_interval, guidance_rescale
                    None: as in the config; a solver or a grid may also be a function of one's own
+        eta        of the solver "ddim": 0 deterministic, 1 ancestral
         callback   called with a `Step` at each step
 
         Raises `ConfigError` for an unknown name, a label out of range, or a condition that the model does not take.
         """
-        for name, given in (("captions", captions), ("source", source), ("mask", mask)):
-            if given is not None:
-                raise ConfigError(f"this model does not take {name}; leave {name} away")
+        refuse(captions=captions, source=source, mask=mask)
         c = self.config
-        solve = _choose("solver", SOLVERS, c.solver if solver is None else solver)
-        times = _choose("grid", GRIDS, c.grid if grid is None else grid)(c.steps if steps is None else steps)
-        w = self._guidance(guidance)
+        chosen = choose_solver(c.solver if solver is None else solver, eta)
+        times = choose("grid", GRIDS, c.grid if grid is None else grid)(c.steps if steps is None else steps, self.path)
+        strength = self.guidance(guidance, guidance_interval, guidance_rescale)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
-        wanted = self._sampling_labels(n, labels, random)
-        shape = (c.channels, c.image_size, c.image_size)
-        with _evaluating(self), torch.inference_mode():
-            x = random.normal(*shape)
-            x = solve(self.denoiser(wanted, w), x, times.double().cpu(), lambda: random.normal(*shape), callback)
+        wanted = self.sampling_labels(n, labels, random)
+        with evaluating(self), torch.no_grad():
+            noise = partial(random.normal, c.channels, c.image_size, c.image_size)
+            x = self.first(noise(), times)
+            x = chosen(self.denoiser(wanted, strength), x, times.double().cpu(), noise, callback)
         return x.clamp(-1, 1)
 
-    def _training_labels(self, batch: Batch, random: PictureRandom) -> tuple[Tensor, ...]:
+    def first(self, n: Tensor, times: Tensor) -> Tensor:
+        """The state at the first of `times`, whose picture is forgotten: sigma n."""
+        return rows(self.path.at(times[0]).sigma, n) * n
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Tensor,
+        *,
+        labels: Tensor | None = None,
+        steps: int = 100,
+        solver: str | Solver = "ddim",
+        grid: str | Grid = "uniform",
+    ) -> Tensor:
+        """The noise at t = 1 from which a deterministic solver draws these pictures, in units of its deviation.
+
+        images, labels   (B, C, H, W) in [-1, 1], (B,); without labels a conditional model goes its unconditional way
+
+        Source: Song et al. 2020 (arXiv 2010.02502), eq. 13-14 and section 5.4. The round trip is exact only for many steps.
+        """  # noqa: E501
+        times = choose("grid", GRIDS, grid)(steps, self.path).flip(0)
+        with evaluating(self):
+            x = choose_solver(solver)(self.unclipped(labels), images, times, _no_noise)
+        return x / rows(self.path.at(times[-1]).sigma, x)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        codes: Tensor,
+        *,
+        labels: Tensor | None = None,
+        steps: int = 100,
+        solver: str | Solver = "ddim",
+        grid: str | Grid = "uniform",
+    ) -> Tensor:
+        """Pictures in [-1, 1] from the codes of `encode`; both should use the same steps, solver and grid."""
+        times = choose("grid", GRIDS, grid)(steps, self.path)
+        with evaluating(self):
+            x = choose_solver(solver)(self.unclipped(labels), self.first(codes, times), times, _no_noise)
+        return x.clamp(-1, 1)
+
+    def unclipped(self, labels: Tensor | None = None) -> Denoiser:
+        """The unguided denoiser as the ODE needs it: without a jump where the clean picture leaves [-1, 1]."""
+        made = self.denoiser(labels)
+        return Denoiser(made.network, made.path, made.kind, learned_variance=made.learned_variance)
+
+    def training_labels(self, batch: Batch, random: PictureRandom) -> Tensor | None:
+        """The labels that the network is told, some of them hidden; None for a model without classes."""
         if not self.config.classes:
-            return ()
+            return None
         if batch.labels is None:
             raise DataError("this model learns from labels, and these pictures have none")
         hidden = random.uniform() < self.config.label_dropout
-        return (torch.where(hidden, self.config.classes, batch.labels),)
+        return torch.where(hidden, self.config.classes, batch.labels)
 
-    def _sampling_labels(self, n: int, labels: Tensor | Sequence[int] | None, random: PictureRandom) -> Tensor | None:
+    def sampling_labels(self, n: int, labels: Tensor | Sequence[int] | None, random: PictureRandom) -> Tensor | None:
+        """The labels of n pictures, on the model's device, drawn where none are given; None without classes."""
         classes = self.config.classes
         if not classes:
             if labels is not None:
@@ -165,16 +248,44 @@ class DenoisingModel(Model):
             raise ConfigError(f"labels are numbers from 0 to {classes - 1}, got {sorted(set(given.tolist()))}")
         return given.to(self.device)
 
-    def _guidance(self, guidance: float | None) -> float:
-        if guidance is None:
-            return self.config.guidance
-        _check_strength(guidance)
-        if guidance and not (self.config.classes and self.config.label_dropout):
+    def guidance(
+        self, w: float | None = None, interval: tuple[float, float] | None = None, rescale: float | None = None
+    ) -> Guidance:
+        """The guidance asked for, as in the config where nothing is said.
+
+        Raises `ConfigError` if the model has no unconditional branch.
+        """
+        c = self.config
+        asked = Guidance(
+            c.guidance if w is None else w,
+            c.guidance_interval if interval is None else interval,
+            c.guidance_rescale if rescale is None else rescale,
+        )
+        if asked.w and not (c.classes and c.label_dropout):
             raise ConfigError("this model cannot be guided: it was trained without labels, or without hiding any")
-        return guidance
+        return asked
 
 
-def _choose(what: str, known: Mapping[str, Choice], wanted: str | Choice) -> Choice:
+def noisy(x: Tensor, n: Tensor, at: Coefficients) -> Tensor:
+    """alpha x + sigma n, (B, C, H, W)."""
+    return rows(at.alpha, x) * x + rows(at.sigma, x) * n
+
+
+def pseudo_huber(error: Tensor) -> Tensor:
+    """sqrt(|e|^2 + c^2) - c of each picture, (B,), with c = 0.00054 sqrt(D) (Song and Dhariwal 2024, section 3.3)."""
+    flat = error.flatten(1)
+    c = 0.00054 * flat.shape[1] ** 0.5
+    return (flat.square().sum(1) + c**2).sqrt() - c
+
+
+def by_quarter(error: Tensor, t: Tensor) -> dict[str, Tensor]:
+    """What the pictures whose time lies in each quarter of [0, 1] add to the mean of `error` (B,); they sum to it."""
+    quarter = (t * QUARTERS).ceil().sub(1).clamp(0, QUARTERS - 1).to(error.device, non_blocking=True)
+    return {f"mse_{q + 1}": torch.where(quarter == q, error, 0.0).mean() for q in range(QUARTERS)}
+
+
+def choose(what: str, known: Mapping[str, Choice], wanted: str | Choice) -> Choice:
+    """The entry of this name, or what is no name. Raises `ConfigError` that names the nearest one."""
     if not isinstance(wanted, str):
         return wanted
     if wanted not in known:
@@ -182,13 +293,26 @@ def _choose(what: str, known: Mapping[str, Choice], wanted: str | Choice) -> Cho
     return known[wanted]
 
 
-def _check_strength(guidance: float) -> None:
-    if not (math.isfinite(guidance) and guidance >= 0):
-        raise ConfigError(f"guidance is a strength of 0 or more, not {guidance}")
+def choose_solver(wanted: str | Solver, eta: float | None = None) -> Solver:
+    """The solver of this name; eta belongs to DDIM alone. Raises `ConfigError`."""
+    if eta is None:
+        return choose("solver", SOLVERS, wanted)
+    if wanted != "ddim":
+        raise ConfigError(f"eta belongs to the solver ddim, not to {wanted}; leave eta away")
+    if not 0 <= eta <= 1:
+        raise ConfigError(f"eta lies between 0 (deterministic) and 1 (ancestral), not {eta}")
+    return partial(ddim, eta=eta)
+
+
+def refuse(**conditions: Any) -> None:
+    """Raises `ConfigError` if a condition is given that the model does not take."""
+    for name, given in conditions.items():
+        if given is not None:
+            raise ConfigError(f"this model does not take {name}; leave {name} away")
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Without dropout inside the block, and as before behind it."""
     training = model.training
     model.eval()
@@ -196,3 +320,7 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def _no_noise() -> Tensor:
+    raise ConfigError("encoding and decoding need a deterministic solver, such as ddim, euler or heun")

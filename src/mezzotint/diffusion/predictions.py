@@ -7,14 +7,15 @@ unknowns. One formula therefore converts any prediction into any other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .paths import Coefficients, Path
 
-PREDICTIONS = ("noise", "clean", "velocity", "v", "score")
+PREDICTIONS = ("noise", "clean", "velocity", "v", "score", "edm")
+DATA_STD = 0.5  # sigma_data of Karras et al. 2022: the standard deviation that pictures are taken to have
 
 
 def components(kind: str, at: Coefficients) -> tuple[Tensor, Tensor]:
@@ -25,6 +26,11 @@ def components(kind: str, at: Coefficients) -> tuple[Tensor, Tensor]:
     velocity  dx_t/dt = alpha' c + sigma' n     Liu et al. 2022, Lipman et al. 2022
     v         alpha n - sigma c                 Salimans and Ho 2022, appendix D
     score     grad ln p(x_t | c) = -n / sigma   Song et al. 2021
+    edm       (c - c_skip x_t / alpha) / c_out  Karras et al. 2022, eq. 8: F, whose target has variance 1
+
+    With s = sigma / alpha and d = `DATA_STD`, c_skip = d^2 / (s^2 + d^2) and c_out = s d / sqrt(s^2 + d^2), so that
+
+        F = (s c - d^2 n) / (d sqrt(s^2 + d^2)).
     """
     zero, one = torch.zeros_like(at.alpha), torch.ones_like(at.alpha)
     if kind == "noise":
@@ -37,6 +43,10 @@ def components(kind: str, at: Coefficients) -> tuple[Tensor, Tensor]:
         return -at.sigma, at.alpha
     if kind == "score":
         return zero, -1 / at.sigma
+    if kind == "edm":
+        # multiplied through by alpha, which may be 0
+        norm = torch.sqrt(at.sigma**2 + (at.alpha * DATA_STD) ** 2)
+        return at.sigma / (DATA_STD * norm), -DATA_STD * at.alpha / norm
     raise ValueError(f"no prediction is called {kind!r}")
 
 
@@ -77,41 +87,57 @@ def rows(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.view(-1, *[1] * (x.dim() - 1)).to(x.device, non_blocking=True)
 
 
+def unit(x: Tensor, at: Coefficients) -> Tensor:
+    """x_t divided by the standard deviation that it has for pictures of standard deviation `DATA_STD`.
+
+    c_in = 1 / sqrt(alpha^2 d^2 + sigma^2)        (Karras et al. 2022, table 1, for any path)
+    """
+    return rows((at.alpha**2 * DATA_STD**2 + at.sigma**2).rsqrt(), x) * x
+
+
 @dataclass(frozen=True)
 class Denoised:
-    """A network's answer y at the noisy picture x, in whichever form is asked for, each (B, C, H, W)."""
+    """A network's answer y at the noisy picture x, in whichever form is asked for, each (B, C, H, W).
+
+    share  v of Nichol and Dhariwal 2021, eq. 15 (survey, eq. 87): where between the small and the large variance of
+           the next step, on the scale of logarithms, the learned one lies; None: it is not learned
+    shift  gradient by which an ancestral solver moves its mean, in units of its variance (survey, eq. 91); None: none
+    """
 
     x: Tensor
     y: Tensor
     kind: str  # what y is
     at: Coefficients
+    share: Tensor | None = None
+    shift: Tensor | None = None
 
     @property
     def clean(self) -> Tensor:
         """The expected clean picture."""
-        return self._as("clean")
+        return self.as_kind("clean")
 
     @property
     def noise(self) -> Tensor:
         """The expected noise."""
-        return self._as("noise")
+        return self.as_kind("noise")
 
     @property
     def velocity(self) -> Tensor:
         """dx/dt of the probability-flow ODE."""
-        return self._as("velocity")
+        return self.as_kind("velocity")
 
     @property
     def v(self) -> Tensor:
         """alpha * noise - sigma * clean."""
-        return self._as("v")
+        return self.as_kind("v")
 
     @property
     def score(self) -> Tensor:
         """The gradient of the log-density at x."""
-        return self._as("score")
+        return self.as_kind("score")
 
-    def _as(self, kind: str) -> Tensor:
+    def as_kind(self, kind: str) -> Tensor:
+        """What a perfectly consistent network that predicts `kind` would have answered."""
         return convert(self.y, self.x, self.at, self.kind, kind)
 
 
@@ -119,19 +145,40 @@ class Denoised:
 class Denoiser:
     """A network with its path: (x, t) -> `Denoised`. All that a solver sees.
 
-    network  (x, network time) -> y, shapes (B, C, H, W), () -> (B, C, H, W)
+    network  (x, t) -> y with t a time of the path; shapes (B, C, H, W), () or (B,) -> (B, C, H, W)
     path     on which x lies
     kind     what the network predicts
     clip     hold the clean picture within [-1, 1] and let the noise follow from it
+    learned_variance
+             the network answers with twice the channels; the second half is 2 v - 1 of `Denoised.share`
     """
 
     network: Callable[[Tensor, Tensor], Tensor]
     path: Path
     kind: str
     clip: bool = False
+    learned_variance: bool = False
 
     def __call__(self, x: Tensor, t: Tensor) -> Denoised:
-        """Denoise x at the time t, a float64 number."""
-        y = self.network(x, self.path.network_time(t)).to(x.dtype)
-        denoised = Denoised(x, y, self.kind, self.path.at(t))
-        return Denoised(x, denoised.clean.clamp(-1, 1), "clean", denoised.at) if self.clip else denoised
+        """Denoise x at the time t, a float64 number or one for each row."""
+        y, share, at = self.network(x, t).to(x.dtype), None, self.path.at(t)
+        if self.learned_variance:
+            y, raw = y.chunk(2, dim=1)
+            share = (raw + 1) / 2
+        denoised = Denoised(x, y, self.kind, at, share)
+        return replace(denoised, y=denoised.clean.clamp(-1, 1), kind="clean") if self.clip else denoised
+
+    def on(self, path: Path) -> Denoiser:
+        """The same denoiser seen on another path, so that a solver may follow whichever path it likes.
+
+        A noisy picture is known up to its scale by sigma / alpha alone, so the time is that at which this path has the
+        same ratio, and x is stretched to the length that it has here (Karras et al. 2022, section 2 and eq. 4).
+        """
+
+        def network(x: Tensor, t: Tensor) -> Tensor:
+            at = path.at(t)
+            here = self.path.time_of(at.ratio)
+            length = (here_at := self.path.at(here)).alpha.hypot(here_at.sigma) / at.alpha.hypot(at.sigma)
+            return self(rows(length, x) * x, here).clean
+
+        return Denoiser(network, path, "clean")

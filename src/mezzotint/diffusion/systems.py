@@ -5,46 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from ..core.batch import PictureSpec
-from ..core.errors import ConfigError
 from ..core.system import Optimizer, Paper, Recipe, Stage, System
 from ..nn.unet import UNetConfig
 from .model import DenoisingConfig, DenoisingModel
-
-COARSEST = 16  # pixels across the level at which the small network attends, at the most
-
-
-def small_unet(data: PictureSpec) -> UNetConfig:
-    """About 1.5 M parameters: halved while the size is even and above 8 pixels, attention at the coarsest level.
-
-    Raises `ConfigError`, naming the nearest size that can, for pictures that cannot be halved to 16 pixels or fewer:
-    attention over more positions, and a coarsest level so fine, would take more time than a laptop has.
-    """
-    levels, coarsest = _halvings(data.image_size)
-    if coarsest > COARSEST:
-        sizes = range(1, 2 * data.image_size)
-        workable = (size for size in sizes if _halvings(size)[1] <= COARSEST)
-        nearest = min(workable, key=lambda size: abs(size - data.image_size))
-        raise ConfigError(
-            f"the small network halves pictures until {COARSEST} pixels or fewer are left, which pictures of"
-            f" {data.image_size} pixels do not allow; use --image-size {nearest}"
-        )
-    multipliers = (1, *[2] * (levels - 1))
-    attention = tuple(level == levels - 1 for level in range(levels))
-    return UNetConfig(channels=32, multipliers=multipliers, blocks=2, attention=attention, head_dim=32, groups=8)
-
-
-def _halvings(size: int) -> tuple[int, int]:
-    """How many levels the small network has for pictures of this size, and the size at the coarsest."""
-    levels = 1
-    while size % 2 == 0 and size > 8:
-        levels, size = levels + 1, size // 2
-    return levels, size
-
-
-def ddpm_unet(data: PictureSpec) -> UNetConfig:
-    """The CIFAR-10 network of Ho et al. 2020, appendix B: 35.7 M parameters, attention at 16 x 16, dropout 0.1."""
-    attention = tuple(data.image_size // 2**level == 16 for level in range(4))
-    return UNetConfig(128, (1, 2, 2, 2), blocks=2, attention=attention, dropout=0.1, eps=1e-6, down_padding=0)
+from .networks import ddpm_unet, small_unet
 
 
 def _ddpm(

@@ -40,6 +40,12 @@ class UNetConfig(Config):
     cosine_first: bool = False  # order of the time's sinusoids
     freq_shift: float = 1.0  # in their frequencies
     center_input: bool = False  # the network sees 2x - 1
+    patch: int = 1  # p: the first level sees squares of p x p pixels as the channels of one
+    kind: Literal["unet"] = "unet"
+
+    def build(self, in_channels: int, out_channels: int, classes: int = 0, image_size: int | None = None) -> UNet:
+        """A new network of this architecture; see `UNet`."""
+        return UNet(self, in_channels, out_channels, classes, image_size)
 
     def __post_init__(self) -> None:
         if not self.multipliers:
@@ -48,7 +54,14 @@ class UNetConfig(Config):
             raise ConfigError(
                 f"attention has {len(self.attention)} entries for {len(self.multipliers)} levels; give one for each"
             )
-        for name, least in (("channels", 1), ("blocks", 1), ("groups", 1), ("head_dim", 1), ("time_dim", 1)):
+        for name, least in (
+            ("channels", 1),
+            ("blocks", 1),
+            ("groups", 1),
+            ("head_dim", 1),
+            ("time_dim", 1),
+            ("patch", 1),
+        ):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, not {value}")
         if min(self.multipliers) < 1:
@@ -117,9 +130,11 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        if image_size is not None and image_size % (factor := 2 ** (len(config.widths) - 1)):
+        halvings = len(config.widths) - 1
+        if image_size is not None and image_size % (factor := config.patch * 2**halvings):
+            patches = f" after patches of {config.patch}" if config.patch > 1 else ""
             raise ConfigError(
-                f"pictures of {image_size} pixels cannot be halved {len(config.widths) - 1} times; "
+                f"pictures of {image_size} pixels cannot be halved {halvings} times{patches}; "
                 f"use a multiple of {factor} or fewer levels"
             )
         time_dim = config.time_dim or 4 * config.channels
@@ -127,12 +142,12 @@ class UNet(nn.Module):
             config.channels, time_dim, cosine_first=config.cosine_first, freq_shift=config.freq_shift
         )
         self.label = nn.Embedding(classes, time_dim) if classes else None
-        self.conv_in = nn.Conv2d(in_channels, config.channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels * config.patch**2, config.channels, 3, padding=1)
         self.down, skips = self._way_down()
         self.middle = self._middle() if config.middle else None
         self.up = self._way_up(skips)
         self.norm_out = nn.GroupNorm(config.groups, config.channels, config.eps)
-        self.conv_out = nn.Conv2d(config.channels, out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(config.channels, out_channels * config.patch**2, 3, padding=1)
         self.time_widths = [block.time_width for block in self.res_blocks()]
         # One matrix product for the time of all blocks, instead of a small one in each.
         self.time_projection = nn.Linear(time_dim, sum(self.time_widths))
@@ -149,7 +164,8 @@ class UNet(nn.Module):
         labels  (B,) int64, if and only if the network has classes
         """
         times = self._times(t.reshape(-1), labels)  # one time for all is embedded once
-        h = self.conv_in(2 * x - 1 if self.config.center_input else x)
+        x = 2 * x - 1 if self.config.center_input else x
+        h = self.conv_in(F.pixel_unshuffle(x, self.config.patch))  # (B, channels, H/p, W/p)
         skips = [h]
         for level in cast("Iterable[Level]", self.down):
             for block, attention in level.pairs():
@@ -167,7 +183,7 @@ class UNet(nn.Module):
             if level.resample is not None:
                 h = _resample(level.resample, h, times)
         y: Tensor = self.conv_out(F.silu(self.norm_out(h)))
-        return y
+        return F.pixel_shuffle(y, self.config.patch)
 
     def _times(self, t: Tensor, labels: Tensor | None) -> Iterator[Tensor]:
         if (labels is None) != (self.label is None):

@@ -20,7 +20,7 @@ from ..core.checkpoint import checkpoints
 from ..core.config import Config
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.model import Classifies, Model, Samples
-from ..core.system import Identity, Recipe, System, build_stage
+from ..core.system import Identity, Recipe, Stage, System, build_stage
 from ..data import Pictures, open_pictures, spread_over
 from ..data.grid import grid
 from ..data.loader import PIXELS
@@ -59,7 +59,7 @@ def train(
 ) -> Outcome:
     """Train every stage of a system in order; the last one's run directory is `directory`.
 
-    Earlier stages are trained in `directory/<stage>`, each with an equal share of the budget.
+    Earlier stages are trained in `directory/<stage>`, each with its stage's share of the budget.
     Raises `ConfigError`, `DataError`, `CheckpointError` or `TrainingError`.
     """
     directory = Path(directory)
@@ -87,7 +87,7 @@ def train(
         torch.manual_seed(settings.seed)
         model = build_stage(system, stage.name, configs, identity, finished)
         trainer = Trainer(
-            model, pictures, place, recipe, _share(settings.budget, recipe, len(system.stages)),
+            model, pictures, place, recipe, _share(settings.budget, recipe, system, stage),
             seed=settings.seed, precision=settings.precision, save_every=settings.save_every,
             preview=_preview(settings, pictures.spec, place, recipe) if accelerator.is_main_process else None,
             accelerator=accelerator,
@@ -168,12 +168,13 @@ def _sort_changes(changes: Mapping[str, str]) -> tuple[dict[str, Any], dict[str,
     return recipe, {key: value for key, value in changes.items() if key not in recipe}
 
 
-def _share(budget: Budget | None, recipe: Recipe, stages: int) -> Budget:
+def _share(budget: Budget | None, recipe: Recipe, system: System, stage: Stage) -> Budget:
     if budget is None:
         return Budget(pictures=recipe.pictures)
+    share = stage.share / sum(other.share for other in system.stages)
     if budget.pictures is not None:
-        return Budget(pictures=max(budget.pictures // stages, 1))
-    return Budget(minutes=(budget.minutes or 0.0) / stages)
+        return Budget(pictures=max(int(budget.pictures * share), 1))
+    return Budget(minutes=(budget.minutes or 0.0) * share)
 
 
 def _is_finished(place: Path) -> bool:

@@ -1,0 +1,49 @@
+"""Which network draws pictures of a given size: small ones for a laptop, and those of the papers."""
+
+from __future__ import annotations
+
+from ..core.batch import PictureSpec
+from ..core.errors import ConfigError
+from ..nn.unet import UNetConfig
+
+COARSEST = 16  # positions across the level at which the small network attends, at the most
+
+
+def small_unet(data: PictureSpec) -> UNetConfig:
+    """About 1.6 M parameters: patches of 2, then halved while the size is even and above 8; attention at the coarsest.
+
+    Patches make the first level, where a UNet spends most of its time, four times as quick; pictures whose size is odd
+    or below 16 pixels are seen pixel by pixel.
+
+    Raises `ConfigError`, naming the nearest size that can, for pictures that cannot be halved to 16 positions or fewer:
+    attention over more, and a coarsest level so fine, would take more time than a laptop has.
+    """
+    patch, levels, coarsest = _halvings(data.image_size)
+    if coarsest > COARSEST:
+        sizes = range(1, 2 * data.image_size)
+        workable = (size for size in sizes if _halvings(size)[2] <= COARSEST)
+        nearest = min(workable, key=lambda size: abs(size - data.image_size))
+        raise ConfigError(
+            f"the small network halves pictures until {COARSEST} pixels or fewer are left, which pictures of"
+            f" {data.image_size} pixels do not allow; use --image-size {nearest}"
+        )
+    multipliers = (1,) * min(levels, 2) + (2,) * (levels - 2)
+    attention = tuple(level == levels - 1 for level in range(levels))
+    return UNetConfig(
+        channels=64, multipliers=multipliers, blocks=2, attention=attention, head_dim=32, groups=8, patch=patch
+    )
+
+
+def _halvings(size: int) -> tuple[int, int, int]:
+    """Patch, number of levels, and positions across the coarsest, of the small network for pictures of this size."""
+    patch = 2 if size % 2 == 0 and size >= 16 else 1
+    levels, size = 1, size // patch
+    while size % 2 == 0 and size > 8:
+        levels, size = levels + 1, size // 2
+    return patch, levels, size
+
+
+def ddpm_unet(data: PictureSpec) -> UNetConfig:
+    """The CIFAR-10 network of Ho et al. 2020, appendix B: 35.7 M parameters, attention at 16 x 16, dropout 0.1."""
+    attention = tuple(data.image_size // 2**level == 16 for level in range(4))
+    return UNetConfig(128, (1, 2, 2, 2), blocks=2, attention=attention, dropout=0.1, eps=1e-6, down_padding=0)
