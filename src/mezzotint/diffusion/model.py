@@ -95,7 +95,7 @@ class DenoisingModel(Model):
     def forward(self, batch: Batch, player: str = "model") -> Losses:
         """The denoising loss; each picture's time, noise and label dropout come from its own random numbers.
 
-        `mse` is the error before weighting, and `mse_1` to `mse_4` are what the times of each quarter of [0, 1], from
+        `mse` is the error before weighting, and `mse/1` to `mse/4` are what the times of each quarter of [0, 1], from
         the picture to noise, add to it.
         """
         x, random = batch.images, batch.random()
@@ -281,7 +281,7 @@ def pseudo_huber(error: Tensor) -> Tensor:
 def by_quarter(error: Tensor, t: Tensor) -> dict[str, Tensor]:
     """What the pictures whose time lies in each quarter of [0, 1] add to the mean of `error` (B,); they sum to it."""
     quarter = (t * QUARTERS).ceil().sub(1).clamp(0, QUARTERS - 1).to(error.device, non_blocking=True)
-    return {f"mse_{q + 1}": torch.where(quarter == q, error, 0.0).mean() for q in range(QUARTERS)}
+    return {f"mse/{q + 1}": torch.where(quarter == q, error, 0.0).mean() for q in range(QUARTERS)}
 
 
 def choose(what: str, known: Mapping[str, Choice], wanted: str | Choice) -> Choice:

@@ -82,11 +82,15 @@ class Progress:
             self.bar.stop()
 
     def show(self, share: float, seconds: float, rate: float, numbers: dict[str, float]) -> None:
-        """The share of the run done, the seconds of this session, pictures per second, and the latest losses."""
+        """The share of the run done, the seconds of this session, pictures per second, and the latest losses.
+
+        Details, which have a slash in their names, are left to `metrics.jsonl`.
+        """
         if not self.visible:
             return
         left = time_left(self.started_at, share, seconds)
-        said = f"{left}  {rate:,.0f} pictures/s  " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        shown = {name: value for name, value in numbers.items() if "/" not in name or name.startswith("loss/")}
+        said = f"{left}  {rate:,.0f} pictures/s  " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         if self.bar is not None:
             self.bar.update(self.task, completed=share, said=said)
         elif time.monotonic() - self.spoken >= QUIET_SECONDS:

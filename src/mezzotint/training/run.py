@@ -81,13 +81,14 @@ def train(
             finished[stage.name] = load(place)
             continue
         recipe = stage.recipes[settings.size].updated(recipe_changes)
-        if settings.budget and settings.budget.pictures:  # a short run warms up in a tenth of it
-            recipe = replace(recipe, warmup=min(recipe.warmup, settings.budget.pictures // 10))
+        budget = _share(settings.budget, recipe, system, stage)
+        if budget.pictures:  # a short run warms up in a tenth of it
+            recipe = replace(recipe, warmup=min(recipe.warmup, budget.pictures // 10))
         identity = Identity(system.name, stage.name, settings.size, pictures.spec)
         torch.manual_seed(settings.seed)
         model = build_stage(system, stage.name, configs, identity, finished)
         trainer = Trainer(
-            model, pictures, place, recipe, _share(settings.budget, recipe, system, stage),
+            model, pictures, place, recipe, budget,
             seed=settings.seed, precision=settings.precision, save_every=settings.save_every,
             preview=_preview(settings, pictures.spec, place, recipe) if accelerator.is_main_process else None,
             accelerator=accelerator,
