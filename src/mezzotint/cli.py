@@ -48,7 +48,12 @@ Run = Annotated[Path, typer.Argument(help="A run directory, a checkpoint, a save
 Seed = Annotated[int, typer.Option(help="Seed; picture k depends on seed + k alone.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps.")]
 Solver = Annotated[str | None, typer.Option(help="Solver name.")]
+Grid = Annotated[str | None, typer.Option(help="The times that the solver visits.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance weight w.")]
+Controls = Annotated[
+    list[str] | None,
+    typer.Option("--control", metavar="NAME=VALUE", help="Any other control of this model's sampling, as eta=0.5."),
+]
 PrecisionOption = Annotated[Precision, typer.Option(help="Number format of the matrix products.")]
 
 
@@ -156,7 +161,9 @@ def sample(
     ] = None,
     steps: Steps = None,
     solver: Solver = None,
+    grid: Grid = None,
     guidance: Guidance = None,
+    control: Controls = None,
     seed: Seed = 0,
     precision: PrecisionOption = Precision.auto,
     json: Json = False,
@@ -165,13 +172,13 @@ def sample(
     from .core.drawing import draw, interleave
     from .core.model import Samples
     from .core.precision import autocast, resolve_precision
-    from .data.grid import grid
+    from .data.grid import grid as drawn
 
     accelerator = _accelerator()
     model = _load(run, accelerator)
     if not isinstance(model, Samples):
         raise ConfigError(f"{_name(model)} does not draw pictures; `mezzotint systems` says which systems do")
-    controls = _controls(model, {"steps": steps, "solver": solver, "guidance": guidance})
+    controls = _controls(model, {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}, control)
     labels = _labels(model, n, label)
     shard = (accelerator.process_index, accelerator.num_processes)
     with autocast(resolve_precision(precision.value, model.device), model.device), _counting(n, accelerator) as count:
@@ -184,7 +191,7 @@ def sample(
         names = model.classes
         try:
             written = _write_pictures(
-                images, out, seed, [] if labels is None else [names[k] for k in labels.tolist()], grid
+                images, out, seed, [] if labels is None else [names[k] for k in labels.tolist()], drawn
             )
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot write {out}: {error}; choose another --out") from None
@@ -203,7 +210,9 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Where report.html and report.json go; default: the run.")] = None,
     steps: Steps = None,
     solver: Solver = None,
+    grid: Grid = None,
     guidance: Guidance = None,
+    control: Controls = None,
     seed: Seed = 0,
     precision: PrecisionOption = Precision.auto,
     json: Json = False,
@@ -225,9 +234,8 @@ def evaluate(
     size, channels = (spec.image_size, spec.channels) if spec else (None, None)
     test = open_pictures(data, split="test", image_size=size, channels=channels)
     train_set = open_pictures(data, split="train", image_size=size, channels=channels)
-    controls = (
-        _controls(model, {"steps": steps, "solver": solver, "guidance": guidance}) if isinstance(model, Samples) else {}
-    )
+    asked = {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}
+    controls = _controls(model, asked, control) if isinstance(model, Samples) else {}
     shard = (accelerator.process_index, accelerator.num_processes)
     with autocast(resolve_precision(precision.value, model.device), model.device), _counting(n, accelerator) as count:
         evaluation: Evaluation = judge(
@@ -356,24 +364,31 @@ def _name(model: Model) -> str:
     return model.identity.system if model.identity else type(model).__name__
 
 
-def _key_values(pairs: list[str]) -> dict[str, str]:
+def _key_values(pairs: list[str], option: str = "--set") -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
-            raise ConfigError(f"--set takes KEY=VALUE, not {pair!r}")
+            raise ConfigError(f"{option} takes KEY=VALUE, not {pair!r}")
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _controls(model: Any, asked: dict[str, Any]) -> dict[str, Any]:
+def _controls(model: Any, asked: dict[str, Any], others: list[str] | None = None) -> dict[str, Any]:
     """The controls that were given. Raises `ConfigError` for one that this model's `sample` does not have."""
     import inspect
 
-    standard = {"self", "n", "labels", "captions", "source", "mask", "seeds", "controls", "progress"}
+    from .core.config import parse
+
+    standard = {"self", "n", "labels", "captions", "source", "mask", "seeds", "controls", "progress", "callback"}
     known = set(inspect.signature(model.sample).parameters) - standard
     given = {name: value for name, value in asked.items() if value is not None}
+    for name, text in _key_values(others or [], "--control").items():
+        value = parse(text)
+        given[name.replace("-", "_")] = tuple(value) if isinstance(value, list) else value
     for name in given:
         if name not in known:
-            options = ", ".join(f"--{option}" for option in sorted(known)) or "none"
-            raise ConfigError(f"{_name(model)} has no control --{name}; it has {options}")
+            named = " and ".join(f"--{option}" for option in asked if option in known)
+            rest = ", ".join(sorted(known - set(asked)))
+            has = f"{named or 'no named ones'}" + (f"; --control takes {rest}" if rest else "")
+            raise ConfigError(f"{_name(model)} has no control {name!r}{suggest(name, known)}; it has {has}")
     return given
 
 

@@ -72,7 +72,7 @@ class Config:
                 inner = inner.get(parent) if isinstance(inner, dict) else None
             if not isinstance(inner, dict) or last not in inner:
                 raise ConfigError(f"no setting is called {key!r}{suggest(key, self.settings())}")
-            inner[last] = _parse(value, inner[last]) if isinstance(value, str) else value
+            inner[last] = parse(value, inner[last]) if isinstance(value, str) else value
         return type(self).from_dict(values)
 
 
@@ -81,12 +81,12 @@ def _config_type(hint: Any) -> type[Config] | None:
     return next((o for o in options if isinstance(o, type) and issubclass(o, Config)), None)
 
 
-def _parse(text: str, present: Any) -> Any:
-    """A command-line string as the kind of value that it replaces."""
+def parse(text: str, present: Any = None) -> Any:
+    """A command-line string as the kind of value that it replaces, where there is one; "[0.2, 0.8]" is a list."""
     if isinstance(present, str):
         return text
     if isinstance(present, list) and not text.startswith("["):
-        return [_parse(part.strip(), None) for part in text.split(",") if part.strip()]
+        return [parse(part.strip(), None) for part in text.split(",") if part.strip()]
     try:
         return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
     except ValueError:
