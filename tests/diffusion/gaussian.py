@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch
-
-from mezzotint.diffusion.predictions import Denoiser, convert
+from mezzotint.diffusion.predictions import Denoiser, rows, target
 
 
 @dataclass(frozen=True)
@@ -15,14 +13,19 @@ class Gaussian:
     def clean(self, x, at):
         """E[c | x_t = x]: the perfect denoiser."""
         gain = at.alpha * self.std**2 / (at.alpha**2 * self.std**2 + at.sigma**2)
-        return self.mean + gain * (x - at.alpha * self.mean)
+        return self.mean + rows(gain, x) * (x - rows(at.alpha * self.mean, x))
+
+    def noise(self, x, at):
+        """E[n | x_t = x], which also exists where there is no noise."""
+        gain = at.sigma / (at.alpha**2 * self.std**2 + at.sigma**2)
+        return rows(gain, x) * (x - rows(at.alpha * self.mean, x))
 
     def denoiser(self, path, kind="velocity"):
         """The perfect network of a given prediction."""
 
-        def network(x, network_time):
-            at = path.at((network_time + 1) / 1000 if path.network_time(torch.tensor(0.0)) < 0 else network_time / 1000)
-            return convert(self.clean(x, at), x, at, "clean", kind)
+        def network(x, t):
+            at = path.at(t)
+            return target(kind, self.clean(x, at), self.noise(x, at), at)
 
         return Denoiser(network, path, kind)
 

@@ -41,6 +41,52 @@ def linspace(steps: int, path: Path) -> Tensor:
     return _from_indices(k.round().long(), train_steps)
 
 
+def quadratic(steps: int, path: Path) -> Tensor:
+    """The training indices floor(c i^2) up to T - 1, mostly near the picture (Song et al. 2020, appendix D.2).
+
+    Where those repeat, the i-th is at least i.
+    """
+    train_steps = steps_of(path)
+    i = torch.arange(_checked(steps, train_steps), dtype=torch.float64, device="cpu")
+    k = (i**2 * ((train_steps - 1) / max(steps - 1, 1) ** 2) + 1e-9).floor().maximum(i)
+    return _from_indices(k if steps > 1 else k + train_steps - 1, train_steps)
+
+
+def karras(steps: int, path: Path, rho: float = 7.0) -> Tensor:
+    """Noise levels r = sigma / alpha whose rho-th roots are in equal steps, then 0 (Karras et al. 2022, eq. 5).
+
+        r_i = (r_max^(1/rho) + i / (N - 1) (r_min^(1/rho) - r_max^(1/rho)))^rho,    i = 0 .. N - 1
+
+    They run from that of t = 1 to that of the path's `start` (`levels`).
+    """
+    most, least = levels(path)
+    i = torch.linspace(0, 1, _checked(steps), dtype=torch.float64, device="cpu")
+    return _from_levels((most ** (1 / rho) + i * (least ** (1 / rho) - most ** (1 / rho))) ** rho, path)
+
+
+def exponential(steps: int, path: Path) -> Tensor:
+    """sigma / alpha in equal steps of their logarithm between the two `levels`, then 0 (Lu et al. 2022)."""
+    most, least = levels(path)
+    i = torch.linspace(0, 1, _checked(steps), dtype=torch.float64, device="cpu")
+    return _from_levels(most * (least / most) ** i, path)
+
+
+def levels(path: Path) -> tuple[Tensor, Tensor]:
+    """The largest and the smallest noise level sigma / alpha between which the grids that count in them run.
+
+    They are those of t = 1 and of the path's `start`. Where one is infinite or zero it is that of Karras et al. 2022,
+    80 or 0.002. The first time of a grid is 1 all the same.
+    """
+    most, least = (path.at(torch.tensor(t, dtype=torch.float64, device="cpu")).ratio for t in (1.0, path.start))
+    most = most if most.isfinite() else most.new_tensor(80.0)
+    return most, least if path.start > 0 and least > 0 else least.new_tensor(0.002)
+
+
+def _from_levels(r: Tensor, path: Path) -> Tensor:
+    times = path.time_of(r)
+    return torch.cat([times.new_ones(1), times[1:], times.new_zeros(1)])
+
+
 def _from_indices(k: Tensor, train_steps: int) -> Tensor:
     times = (k.double() + 1) / train_steps  # index k is the time (k + 1) / T, see `VariancePreserving`
     return torch.cat([times.flip(0), times.new_zeros(1)])
@@ -54,4 +100,12 @@ def _checked(steps: int, most: int | None = None) -> int:
     return steps
 
 
-GRIDS: dict[str, Grid] = {"uniform": uniform, "leading": leading, "trailing": trailing, "linspace": linspace}
+GRIDS: dict[str, Grid] = {
+    "uniform": uniform,
+    "leading": leading,
+    "trailing": trailing,
+    "linspace": linspace,
+    "quadratic": quadratic,
+    "karras": karras,
+    "exponential": exponential,
+}

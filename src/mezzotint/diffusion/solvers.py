@@ -2,69 +2,58 @@
 
 denoiser  (x, t) -> `Denoised`, with its path
 x         the state at grid[0], (B, C, H, W)
-grid      decreasing times, float64 on the CPU; the last is that of the state that is returned
+grid      times, float64 on the CPU; the last is that of the state that is returned
 noise     a function that returns fresh standard normal numbers like x; only stochastic solvers call it
 callback  called with a `Step` before x moves on
+
+They work on every path. Wherever a grid ends at sigma = 0, its last step gives the expected clean picture (only `lms`
+extrapolates, as published), because the velocity of most paths does not exist there. Where a path begins with alpha = 0
+the first step of those that step in sigma / alpha is DDIM's, and what they remember of earlier steps begins after it.
+The deterministic one-step solvers here also take rising times, which turn a picture into its noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from .paths import Coefficients
-from .predictions import Denoised, Denoiser, rows
+from . import multistep
+from .ode import Solution, dopri5
+from .predictions import Denoiser, rows
+from .stepping import Callback, Noise, Posterior, Solver, Step, ask, falling, posterior, steps, straight, tell
+from .stochastic import ancestral, euler_maruyama, predictor_corrector
 
-Noise = Callable[[], Tensor]
-
-
-class Step(NamedTuple):
-    """Where a solver is."""
-
-    number: int  # 0, 1, ..., total - 1
-    total: int
-    t: float
-    denoised: Denoised  # holds x and the expected clean picture
-
-
-Callback = Callable[[Step], None]
-
-
-class Solver(Protocol):
-    """All solvers are called alike."""
-
-    def __call__(
-        self, denoiser: Denoiser, x: Tensor, grid: Tensor, noise: Noise, callback: Callback | None = None
-    ) -> Tensor:
-        """The state at the end of the grid."""
+__all__ = (
+    "SOLVERS", "Callback", "Noise", "Posterior", "Solver", "Step", "ancestral", "ddim", "edm", "euler",
+    "euler_maruyama", "heun", "posterior", "predictor_corrector", "probability_flow", "rk45",
+)  # fmt: skip
 
 
 def euler(denoiser: Denoiser, x: Tensor, grid: Tensor, noise: Noise, callback: Callback | None = None) -> Tensor:
-    """Euler's method for dx/dt = velocity: order 1 (survey, eq. 105, Box 10)."""
-    for i, t, t_next in _steps(grid):
-        d = denoiser(x, t)
-        _tell(callback, i, grid, d)
-        x = x + rows(t_next - t, x) * d.velocity
+    """Euler's method for dx/dt = velocity: order 1 (survey, eq. 105, Box 10).
+
+    A step from or to sigma = 0 is DDIM's, which is Euler's wherever alpha and sigma are linear in t.
+    """
+    for i, t, s in steps(grid):
+        d = ask(denoiser, x, t)
+        tell(callback, i, grid, d)
+        at_s = denoiser.path.at(s)
+        x = x + rows(s - t, x) * d.velocity if d.at.sigma > 0 and at_s.sigma > 0 else straight(d, at_s)
     return x
 
 
 def heun(denoiser: Denoiser, x: Tensor, grid: Tensor, noise: Noise, callback: Callback | None = None) -> Tensor:
-    """Heun's method for dx/dt = velocity: order 2, two evaluations per step.
-
-    A step to sigma = 0, where the velocity of most paths does not exist, is Euler's (Karras et al. 2022, algorithm 1).
-    """
-    for i, t, t_next in _steps(grid):
-        d = denoiser(x, t)
-        _tell(callback, i, grid, d)
-        v, dt = d.velocity, rows(t_next - t, x)
-        x_next = x + dt * v
-        if denoiser.path.at(t_next).sigma > 0:
-            v_next = denoiser(x_next, t_next).velocity
-            x_next = x + dt * (v + v_next) / 2
-        x = x_next
+    """Heun's method for dx/dt = velocity: order 2, two evaluations per step, one in a step from or to sigma = 0."""
+    for i, t, s in steps(grid):
+        d = ask(denoiser, x, t)
+        tell(callback, i, grid, d)
+        at_s = denoiser.path.at(s)
+        if d.at.sigma > 0 and at_s.sigma > 0:
+            v, dt = d.velocity, rows(s - t, x)
+            x = x + dt * (v + denoiser(x + dt * v, s).velocity) / 2
+        else:
+            x = straight(d, at_s)
     return x
 
 
@@ -75,81 +64,119 @@ def ddim(
 
         x_s = alpha_s c + sqrt(sigma_s^2 - eta^2 b) n + eta sqrt(b) z,    b = posterior variance of x_s
 
+    On rising times it is the inversion that encodes a picture (Song et al. 2020, section 4.3).
+
     eta  0: deterministic; 1: the ancestral sampler with its small variance
     """
-    for i, t, s in _steps(grid):
-        d = denoiser(x, t)
-        _tell(callback, i, grid, d)
+    for i, t, s in falling(grid) if eta else steps(grid):
+        d = ask(denoiser, x, t)
+        tell(callback, i, grid, d)
         at_s = denoiser.path.at(s)
-        variance = eta**2 * posterior(d.at, at_s).small_variance
-        clean, n = d.clean, d.noise
-        x = rows(at_s.alpha, x) * clean + rows((at_s.sigma**2 - variance).clamp(min=0).sqrt(), x) * n
         if eta and at_s.sigma > 0:
+            variance = eta**2 * posterior(d.at, at_s).small_variance
+            x = rows(at_s.alpha, x) * d.clean + rows((at_s.sigma**2 - variance).clamp(min=0).sqrt(), x) * d.noise
             x = x + rows(variance.sqrt(), x) * noise()
+        else:
+            x = straight(d, at_s)
     return x
 
 
-def ancestral(
+def edm(
     denoiser: Denoiser,
     x: Tensor,
     grid: Tensor,
     noise: Noise,
     callback: Callback | None = None,
     *,
-    variance: Literal["small", "large"] = "small",
+    S_churn: float = 0.0,
+    S_min: float = 0.0,
+    S_max: float = float("inf"),
+    S_noise: float = 1.0,
 ) -> Tensor:
-    """DDPM's reverse chain (Ho et al. 2020, eq. 7 and algorithm 2; survey, Box 8), on any path and any grid.
+    """Heun's method in sigma / alpha after some new noise (Karras et al. 2022, algorithms 1 and 2), on any path.
 
-    variance  "small": that of the posterior q(x_s | x_t, c), right for data at one point; "large": that of the step
-              q(x_t | x_s), right for standard normal data. No noise is added in a step to sigma = 0.
+    With r = sigma / alpha, gamma = min(S_churn / N, sqrt(2) - 1) where S_min <= r <= S_max and 0 elsewhere:
+
+        r^ = r + gamma r,    x^ / alpha^ = x / alpha + sqrt(r^^2 - r^2) S_noise z
+        x_s / alpha_s = x^ / alpha^ + (r_s - r^) (n(x^, r^) + n(x', r_s)) / 2,    x' that of Euler's step
+
+    Of order 2 without churn, two evaluations per step. No second evaluation where r is infinite or sigma_s is 0. The
+    noisier r^ may lie beyond t = 1, where the path allows it; where it does not, x is only made as noisy as it can be.
     """
-    for i, t, s in _steps(grid):
-        d = denoiser(x, t)
-        _tell(callback, i, grid, d)
-        at_s = denoiser.path.at(s)
-        q = posterior(d.at, at_s)
-        x = rows(q.of_clean, x) * d.clean + rows(q.of_x, x) * x
-        if at_s.sigma > 0:
-            b = q.small_variance if variance == "small" else q.large_variance
-            x = x + rows(b.sqrt(), x) * noise()
+    gamma_most = min(S_churn / (len(grid) - 1), 2**0.5 - 1)
+    for i, t, s in falling(grid) if S_churn else steps(grid):
+        at, at_s = denoiser.path.at(t), denoiser.path.at(s)
+        if gamma_most > 0 and S_min <= at.ratio <= S_max and at.ratio.isfinite():
+            t = denoiser.path.time_of((1 + gamma_most) * at.ratio)
+            at_hat = denoiser.path.at(t)
+            added = (at_hat.ratio**2 - at.ratio**2).clamp(min=0).sqrt() * at_hat.alpha * S_noise
+            x = rows(at_hat.alpha / at.alpha, x) * x + rows(added, x) * noise()
+        d = ask(denoiser, x, t)
+        tell(callback, i, grid, d)
+        x = straight(d, at_s)
+        if d.at.alpha > 0 and at_s.alpha > 0 and d.at.sigma > 0 and at_s.sigma > 0:
+            x = x + rows((at_s.sigma - at_s.alpha * d.at.ratio) / 2, x) * (denoiser(x, s).noise - d.noise)
     return x
 
 
-class Posterior(NamedTuple):
-    """q(x_s | x_t, c) for s < t: its mean is of_clean * c + of_x * x_t."""
+def rk45(
+    denoiser: Denoiser,
+    x: Tensor,
+    grid: Tensor,
+    noise: Noise,
+    callback: Callback | None = None,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+) -> Tensor:
+    """Dormand and Prince's adaptive method for dx/dt = velocity, from the first to the last time of the grid.
 
-    of_clean: Tensor
-    of_x: Tensor
-    small_variance: Tensor  # of q(x_s | x_t, c)
-    large_variance: Tensor  # of q(x_t | x_s)
+    How many steps lie between is up to the tolerances, for each picture by itself (see `ode.dopri5`), so that the
+    callback sees the first of them alone. Where the grid begins or ends at sigma = 0, DDIM makes the step from or to
+    `path.start`, or 0.001 where that is 0, because the velocity of most paths has no limit there (Song et al. 2021,
+    appendix C).
 
-
-def posterior(at_t: Coefficients, at_s: Coefficients) -> Posterior:
-    """The posterior of the earlier state (Ho et al. 2020, eq. 6-7; Kingma et al. 2021, appendix A, for any path).
-
-    With alpha_ts = alpha_t / alpha_s and b = sigma_t^2 - alpha_ts^2 sigma_s^2, the variance of the step q(x_t | x_s):
-
-        mean = (alpha_s b / sigma_t^2) c + (alpha_ts sigma_s^2 / sigma_t^2) x_t,    variance = b sigma_s^2 / sigma_t^2
+    Raises what `ode.dopri5` raises.
     """
-    alpha_ts = at_t.alpha / at_s.alpha
-    b = at_t.sigma**2 - (alpha_ts * at_s.sigma) ** 2
-    ratio = (at_s.sigma / at_t.sigma) ** 2
-    return Posterior(at_s.alpha * b / at_t.sigma**2, alpha_ts * ratio, b * ratio, b)
-
-
-def _steps(grid: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    return ((i, grid[i], grid[i + 1]) for i in range(len(grid) - 1))
-
-
-def _tell(callback: Callback | None, i: int, grid: Tensor, denoised: Denoised) -> None:
+    t, s = grid[0], grid[-1]
+    at, at_s = denoiser.path.at(t), denoiser.path.at(s)
+    early = t.new_tensor(denoiser.path.start or 1e-3)
     if callback is not None:
-        callback(Step(i, len(grid) - 1, float(grid[i]), denoised))
+        callback(Step(0, 1, float(t), ask(denoiser, x, t)))
+    if at.sigma == 0:
+        x, t = straight(ask(denoiser, x, t), denoiser.path.at(early)), early
+    if at_s.sigma > 0:
+        return probability_flow(denoiser, x, t, s, rtol, atol).y
+    x = probability_flow(denoiser, x, t, early.minimum(t), rtol, atol).y
+    return straight(denoiser(x, early.minimum(t)), at_s)
+
+
+def probability_flow(
+    denoiser: Denoiser, x: Tensor, t: float | Tensor, s: float | Tensor, rtol: float = 1e-5, atol: float = 1e-5
+) -> Solution[Tensor]:
+    """The state at s of the probability-flow ODE that is x at t, and what it cost each picture (`ode.dopri5`).
+
+    The velocity must exist at both times.
+    """
+    return dopri5(lambda time, y: denoiser(y, time).velocity, x, t, s, rtol, atol)
 
 
 SOLVERS: dict[str, Solver] = {
     "ancestral": ancestral,
     "ancestral-large": partial(ancestral, variance="large"),
+    "ancestral-learned": partial(ancestral, variance="learned"),
     "ddim": ddim,
     "euler": euler,
     "heun": heun,
+    "edm": edm,
+    # Karras et al. 2022, table 5: what they found best for ImageNet at 64 x 64
+    "edm-stochastic": partial(edm, S_churn=40, S_min=0.05, S_max=50, S_noise=1.003),
+    "euler-maruyama": euler_maruyama,
+    "predictor-corrector": predictor_corrector,
+    "dpm++2m": multistep.dpm_2m,
+    "dpm++2m-sde": partial(multistep.dpm_2m, eta=1.0),
+    "dpm++3m": multistep.dpm_3m,
+    "unipc": multistep.unipc,
+    "lms": multistep.lms,
+    "rk45": rk45,
 }
