@@ -1,106 +1,183 @@
-"""Train, sample and judge every system of the gallery through the command, and write its page and numbers.
+"""Train, sample and judge every system of the gallery through the command, and write its pages and numbers.
 
-    python gallery/make.py [SYSTEM ...]
+    python gallery/make.py [--jobs 2] [SYSTEM ...]
 
-Writes gallery/README.md, a picture for each system, and src/mezzotint/gallery.json, which `mezzotint describe` reads.
+Writes gallery/README.md, a page and a picture for each system, and src/mezzotint/gallery.json, which
+`mezzotint describe` reads. A system that was trained before, in runs/gallery/, is only drawn and judged again unless
+`--anew` is given. With `--jobs 2`, two systems at a time have one core each.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+
+from mezzotint.systems import find
 
 ROOT = Path(__file__).resolve().parents[1]
+GALLERY = ROOT / "gallery"
 NUMBERS = ROOT / "src" / "mezzotint" / "gallery.json"
-JUDGE = "runs/gallery/classifier"
+RUNS = "runs/gallery"
+JUDGE = f"{RUNS}/classifier"
+JUDGED = f"--data fashion --n 1000 --classifier {JUDGE}"
 SHOWN = (
     "fd_classifier",
-    "fd_efficientnet_lite0",
     "precision",
     "recall",
-    "density",
     "coverage",
     "class_accuracy",
+    "bits_per_dim",
     "accuracy",
 )
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One row: how a system was trained, drawn from and judged."""
+    """One page: how a system was trained, drawn from and judged."""
 
     system: str
-    train: str  # options of `mezzotint train`
-    sample: str = ""  # options of `mezzotint sample` and `evaluate`; empty: it draws no pictures
+    minutes: float = 5.0  # on one core
+    data: str = "fashion"
+    train: str = ""  # further options of `mezzotint train`
+    controls: str = ""  # options of `mezzotint sample` and `evaluate`
+    evaluate: str = JUDGED
+    draws: bool = True
 
 
 ENTRIES = (
-    Entry("classifier", "--data fashion --minutes 1"),
-    Entry("ddpm", "--data fashion --minutes 4", "--guidance 1"),
-    Entry("rectified-flow", "--data fashion --minutes 4", "--guidance 1"),
+    Entry("classifier", minutes=2, evaluate="--data fashion", draws=False),
+    Entry("ddpm", controls="--guidance 1"),
+    Entry("rectified-flow", controls="--guidance 1"),
 )
 
 
-def command(line: str) -> dict:
+class Failed(Exception):
+    """A command ended with an error."""
+
+
+def command(line: str, threads: int) -> dict:
     """Run one `mezzotint` command with --json; what it answered."""
     print(f"$ mezzotint {line}", flush=True)
     done = subprocess.run(
-        [sys.executable, "-m", "mezzotint", *shlex.split(line), "--json"], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "mezzotint", *shlex.split(line), "--json"],
+        cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+    )  # fmt: skip
     if done.returncode:
-        sys.exit(done.returncode)
+        raise Failed(f"mezzotint {line}\n{done.stderr[-2000:]}")
     return json.loads(done.stdout)
 
 
-def make(entry: Entry) -> dict:
-    """The numbers of one row; its run is started anew."""
-    run = f"runs/gallery/{entry.system}"
-    subprocess.run(["rm", "-rf", run], cwd=ROOT, check=True)
-    line = f"train {entry.system} {entry.train} --seed 0 --out {run}"
-    trained = command(line)
+def make(entry: Entry, threads: int, anew: bool) -> dict:
+    """The numbers of one page."""
+    run = f"{RUNS}/{entry.system}"
+    line = f"train {entry.system} --data {entry.data} --minutes {entry.minutes:g} {entry.train} --seed 0 --out {run}"
+    line = " ".join(line.split())
+    facts = ROOT / run / "trained.json"
+    if anew or not facts.exists():
+        shutil.rmtree(ROOT / run, ignore_errors=True)
+        trained = command(line, threads)
+        facts.write_text(json.dumps({**trained, "threads": threads}))
+    trained = json.loads(facts.read_text())
     row = {"command": f"mezzotint {line}", "seed": 0, "minutes": round(trained["seconds"] / 60, 1)}
-    row["pictures"] = trained["pictures"]
-    judge = f"--data fashion --n 2000 --classifier {JUDGE} {entry.sample}" if entry.sample else "--data fashion"
-    if entry.sample:
-        command(f"sample {run} --n 100 {entry.sample} --out gallery/{entry.system}.png")
-    judged = command(f"evaluate {run} {judge}")
-    row["evaluate"] = f"mezzotint evaluate {run} {judge}"
+    row |= {"cores": trained["threads"], "pictures": trained["pictures"]}
+    if entry.draws:
+        command(f"sample {run} --n 100 {entry.controls} --out gallery/{entry.system}.png", threads)
+    judge = f"evaluate {run} {entry.evaluate} {entry.controls if entry.draws else ''}".strip()
+    judged = command(judge, threads)
+    row["evaluate"] = f"mezzotint {judge}"
     row["numbers"] = {
         number["name"]: round(number["value"], 4) for number in judged["numbers"] if number["name"] in SHOWN
     }
     return row
 
 
-def page(rows: dict[str, dict]) -> str:
+def page(name: str, row: dict) -> str:
+    """gallery/NAME.md."""
+    system = find(name)
+    source = f"{system.paper.authors}, *{system.paper.title}* ({system.paper.year}"
+    source += f", arXiv {system.paper.arxiv})" if system.paper.arxiv else ")"
+    text = f"# {name}\n\n{system.title}: {source}. Survey: {system.survey}.\n\n{system.summary}\n\n"
+    if (GALLERY / f"{name}.png").exists():
+        text += f"![samples of {name}]({name}.png)\n\n"
+    text += f"    {row['command']}\n    {row['evaluate']}\n\n{spent(row)}\n\n"
+    text += "| " + " | ".join(row["numbers"]) + " |\n|" + "---|" * len(row["numbers"]) + "\n"
+    text += "| " + " | ".join(f"{value:.4g}" for value in row["numbers"].values()) + " |\n"
+    return text
+
+
+def spent(row: dict) -> str:
+    """What a run cost, in words."""
+    cores = {1: "one core", 2: "two cores"}.get(row.get("cores", 2), f"{row.get('cores')} cores")
+    return f"{row['minutes']} minutes on {cores}, {row['pictures']:,} pictures seen, seed {row['seed']}."
+
+
+def index(rows: dict[str, dict]) -> str:
     """gallery/README.md."""
     text = (
-        "# Gallery\n\nEach picture and number was made by the commands beside it, on two CPU cores: `make gallery`.\n"
+        "# Gallery\n\nEvery system at `small` size, trained for a few minutes on a laptop's processor without a GPU;"
+        " each page has the commands that made its picture and its numbers: `make gallery`.\n"
+        "`fd_classifier` is the Fréchet distance of 1,000 samples over the features of the gallery's own classifier,"
+        " and no FID.\n\n"
     )
+    names = [name for name in SHOWN if any(name in row["numbers"] for row in rows.values())]
+    text += "| system | paper | minutes x cores | pictures seen | " + " | ".join(names) + " |\n"
+    text += "|---|---|---|---|" + "---|" * len(names) + "\n"
     for name, row in rows.items():
-        text += f"\n## {name}\n\n"
-        if (ROOT / "gallery" / f"{name}.png").exists():
-            text += f"![samples of {name}]({name}.png)\n\n"
-        text += f"    {row['command']}\n    {row['evaluate']}\n\n"
-        text += f"{row['minutes']} minutes, {row['pictures']:,} pictures seen, seed {row['seed']}.\n\n"
-        text += "| " + " | ".join(row["numbers"]) + " |\n|" + "---|" * len(row["numbers"]) + "\n"
-        text += "| " + " | ".join(f"{value:.4g}" for value in row["numbers"].values()) + " |\n"
+        paper = find(name).paper
+        values = " | ".join(f"{row['numbers'][n]:.4g}" if n in row["numbers"] else "" for n in names)
+        cost = f"{row['minutes']} x {row.get('cores', 2)}"
+        text += f"| [{name}]({name}.md) | {paper.authors.split(',')[0]} {paper.year} | {cost} | {row['pictures']:,} | {values} |\n"  # noqa: E501
+    for name in rows:
+        if (GALLERY / f"{name}.png").exists():
+            text += f"\n## {name}\n\n[![samples of {name}]({name}.png)]({name}.md)\n"
     return text
 
 
 def main() -> None:
-    """Make the rows that were asked for, or all."""
-    wanted = sys.argv[1:] or [entry.system for entry in ENTRIES]
-    rows = json.loads(NUMBERS.read_text())
-    for entry in ENTRIES:
-        if entry.system in wanted:
-            rows[entry.system] = make(entry)
-            rows = {e.system: rows[e.system] for e in ENTRIES if e.system in rows}
-            NUMBERS.write_text(json.dumps(rows, indent=1) + "\n")
-            (ROOT / "gallery" / "README.md").write_text(page(rows))
+    """Make the pages that were asked for, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("systems", nargs="*", metavar="SYSTEM", help="all, where none is named")
+    parser.add_argument("--jobs", type=int, default=1, help="systems at a time")
+    parser.add_argument("--anew", action="store_true", help="train again what is already trained")
+    options = parser.parse_args()
+    known = {entry.system: entry for entry in ENTRIES}
+    if unknown := set(options.systems) - set(known):
+        parser.error(f"no entry is called {', '.join(sorted(unknown))}")
+    wanted = [known[name] for name in options.systems] or list(ENTRIES)
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    rows, lock, failures = json.loads(NUMBERS.read_text()), Lock(), []
+
+    def one(entry: Entry) -> None:
+        try:
+            row = make(entry, threads, options.anew)
+        except Failed as error:
+            failures.append(error)
+            print(f"FAILED {error}", file=sys.stderr, flush=True)
+            return
+        with lock:
+            rows[entry.system] = row
+            ordered = {name: rows[name] for name in known if name in rows}
+            NUMBERS.write_text(json.dumps(ordered, indent=1) + "\n")
+            (GALLERY / f"{entry.system}.md").write_text(page(entry.system, row))
+            (GALLERY / "README.md").write_text(index(ordered))
+
+    judge = [entry for entry in wanted if entry.system == "classifier"]
+    for entry in judge:  # the others are judged by it
+        one(entry)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(one, [entry for entry in wanted if entry not in judge]))
+    if failures:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

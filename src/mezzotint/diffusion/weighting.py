@@ -30,6 +30,11 @@ def simple(at: Coefficients, kind: str) -> Tensor:
     return torch.ones_like(at.alpha)
 
 
+def noise(at: Coefficients, kind: str) -> Tensor:
+    """1 on the noise, whatever is predicted: sigma^2 on the score (Song et al. 2021, section 3.3)."""
+    return for_prediction(at.snr, at, kind)
+
+
 def vlb(at: Coefficients, kind: str) -> Tensor:
     """-SNR'(t) / 2 on the clean picture: the variational bound in continuous time (Kingma et al. 2021, eq. 17).
 
@@ -83,6 +88,7 @@ def logit_normal(at: Coefficients, kind: str, mean: float = 0.0, std: float = 1.
 
 WEIGHTINGS: dict[str, Weighting] = {
     "simple": simple,
+    "noise": noise,
     "vlb": vlb,
     "edm": edm,
     "min-snr": min_snr,

@@ -1,0 +1,155 @@
+"""What every reproduction shares: runs of the gallery, one judge, one protocol, and a page for each table or figure.
+
+Each script trains nothing that the gallery has trained: it takes the run in runs/gallery/, or makes it with the very
+command of the gallery. All networks are the same small UNet, all budgets are equal, and all samples are judged against
+the same held-out pictures with the features of the same classifier. What a script found goes to
+gallery/reproductions/NAME.md, with its figure beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mezzotint as mz
+from mezzotint.core.model import Model
+from mezzotint.data import Pictures, open_pictures
+from mezzotint.evaluation.evaluate import evaluate
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "runs" / "gallery"
+PAGES = ROOT / "gallery" / "reproductions"
+METRICS = ("fd_classifier", "precision", "recall", "coverage", "class_accuracy")
+HEADINGS = {
+    "fd_classifier": "FD (classifier)",
+    "precision": "precision",
+    "recall": "recall",
+    "coverage": "coverage",
+    "class_accuracy": "recognised",
+    "bits_per_dim": "bits/dim",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command line of a reproduction."""
+
+    n: int  # samples of each judgement
+    likelihood_n: int  # pictures of each likelihood
+    minutes: float  # of each training run that is not the gallery's
+
+
+def arguments(description: str | None) -> Asked:
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--n", type=int, default=1000, help="samples of each judgement")
+    parser.add_argument("--likelihood-n", type=int, default=100, help="pictures of each likelihood")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of each run that the gallery has not trained")
+    return Asked(**vars(parser.parse_args()))
+
+
+def gallery_run(system: str) -> Path:
+    """The run of the gallery, trained now if it is missing."""
+    run = RUNS / system
+    if not (run / "checkpoints").exists():
+        subprocess.run([sys.executable, "gallery/make.py", system], cwd=ROOT, check=True)
+    return run
+
+
+def trained(name: str, system: str, *options: str, minutes: float | None = None, pictures: int | None = None) -> Path:
+    """A run that differs from the gallery's in some settings; trained now, or further, if it has not come so far."""
+    run = ROOT / "runs" / "reproductions" / name
+    budget = ["--pictures", str(pictures)] if pictures is not None else ["--minutes", f"{minutes:g}"]
+    line = ["train", system, "--data", "fashion", *budget, *options, "--resume", "--out", str(run)]
+    subprocess.run([sys.executable, "-m", "mezzotint", *line], cwd=ROOT, check=True)
+    return run
+
+
+@cache
+def pictures(split: str) -> Pictures:
+    return open_pictures("fashion", split=split)
+
+
+@cache
+def classifier() -> Model:
+    return mz.load(gallery_run("classifier"))
+
+
+def judged(model: Model, asked: Asked, likelihood: bool = False, **controls: Any) -> dict[str, float]:
+    """Every number of `METRICS` (and bits/dim) of one model with these controls of sampling."""
+    n = asked.likelihood_n if likelihood else 0
+    found = evaluate(
+        model, pictures("test"), n=asked.n, classifier=classifier(), controls=controls, likelihood_n=n
+    )  # fmt: skip
+    values = {number.name: number.value for number in found.numbers}
+    print(controls, {name: round(value, 3) for name, value in values.items()}, flush=True)
+    return {name: values[name] for name in (*METRICS, "bits_per_dim") if name in values}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: its name, what the survey prints for it, and what was measured here."""
+
+    name: str
+    survey: Mapping[str, str]
+    here: Mapping[str, float]
+
+
+def table(rows: Sequence[Row], survey: Sequence[str], here: Sequence[str], first: str = "model") -> str:
+    """Markdown: the survey's numbers, then ours."""
+    heads = [first, *(f"{name} (survey)" for name in survey), *(f"{HEADINGS.get(name, name)} (here)" for name in here)]
+    text = "| " + " | ".join(heads) + " |\n|" + "---|" * len(heads) + "\n"
+    for row in rows:
+        ours = [f"{row.here[name]:.4g}" if name in row.here else "" for name in here]
+        text += "| " + " | ".join([row.name, *(row.survey.get(name, "") for name in survey), *ours]) + " |\n"
+    return text
+
+
+def agrees(expected: Sequence[str], values: Mapping[str, float], lower_is_better: bool = True) -> str:
+    """Whether names, best first, come in the order of their values; in one plain sentence."""
+    ordered = sorted(expected, key=lambda name: values[name], reverse=not lower_is_better)
+    said = " < ".join(expected) if lower_is_better else " > ".join(expected)
+    if list(expected) == ordered:
+        return f"The survey's order ({said}) holds here."
+    found = " < ".join(ordered) if lower_is_better else " > ".join(ordered)
+    return f"The survey's order ({said}) does **not** hold at this scale; here it is {found}."
+
+
+def write(name: str, title: str, body: str, asked: Asked, rows: Any) -> None:
+    """gallery/reproductions/NAME.md and NAME.json."""
+    PAGES.mkdir(parents=True, exist_ok=True)
+    threads = os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    protocol = (
+        f"Made by `python reproductions/{name}.py --n {asked.n} --likelihood-n {asked.likelihood_n}"
+        f" --minutes {asked.minutes:g}` ({threads} threads): `fashion` pictures of 28 x 28, the small UNet, equal"
+        f" budgets; {asked.n} samples against {min(asked.n, len(pictures('test')))} held-out pictures, features of the"
+        " gallery's classifier (no FID), seeds from 0.\n"
+    )
+    (PAGES / f"{name}.md").write_text(f"# {title}\n\n{body.strip()}\n\n{protocol}")
+    (PAGES / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"gallery/reproductions/{name}.md")
+
+
+def figure(name: str, **size: Any) -> tuple[Any, Any]:
+    """A matplotlib figure and axes in the house's style; save with `save`."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "figure.dpi": 110})
+    return pyplot.subplots(layout="constrained", **size)
+
+
+def save(drawn: Any, name: str) -> None:
+    PAGES.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(PAGES / f"{name}.png", metadata={"Software": None})
