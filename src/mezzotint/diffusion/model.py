@@ -102,6 +102,10 @@ class DenoisingModel(Model):
         t = TIMES[self.config.times](random, self.path)  # (B,)
         labels = self.training_labels(batch, random)
         n = random.normal(*x.shape[1:])  # (B, C, H, W)
+        return self.regression(x, n, t, labels)
+
+    def regression(self, x: Tensor, n: Tensor, t: Tensor, labels: Tensor | None) -> Losses:
+        """The loss of pictures x and noise n (B, C, H, W), however they came together, at times t (B,)."""
         at = self.path.at(t)
         y = self.answer(noisy(x, n, at), t, labels)
         error = self.distance(y.to(x.dtype) - target(self.config.prediction, x, n, at))  # (B,)
