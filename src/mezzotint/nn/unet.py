@@ -41,6 +41,7 @@ class UNetConfig(Config):
     freq_shift: float = 1.0  # in their frequencies
     center_input: bool = False  # the network sees 2x - 1
     patch: int = 1  # p: the first level sees squares of p x p pixels as the channels of one
+    heads: int | None = None  # of every attention, however wide; None: as `head_dim` says
     kind: Literal["unet"] = "unet"
 
     def build(self, in_channels: int, out_channels: int, classes: int = 0, image_size: int | None = None) -> UNet:
@@ -59,6 +60,7 @@ class UNetConfig(Config):
             ("blocks", 1),
             ("groups", 1),
             ("head_dim", 1),
+            ("heads", 1),
             ("time_dim", 1),
             ("patch", 1),
         ):
@@ -86,6 +88,14 @@ class UNetConfig(Config):
         for width in attending:
             if self.head_dim and width % self.head_dim:
                 raise ConfigError(f"heads of {self.head_dim} do not divide {width} channels; change head_dim")
+            if self.heads and width % self.heads:
+                raise ConfigError(f"{self.heads} heads do not divide {width} channels; change heads")
+        if self.heads and self.head_dim:
+            raise ConfigError(f"heads={self.heads} and head_dim={self.head_dim} exclude each other; give one of them")
+
+    def head_width(self, width: int) -> int | None:
+        """The width of a head of the attention over `width` channels; None: one head."""
+        return width // self.heads if self.heads else self.head_dim
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -204,7 +214,8 @@ class UNet(nn.Module):
         c = self.config
         if not c.attention[level]:
             return nn.Identity()
-        return Attention(c.widths[level], head_dim=c.head_dim, groups=c.groups, eps=c.eps)
+        width = c.widths[level]
+        return Attention(width, head_dim=c.head_width(width), groups=c.groups, eps=c.eps)
 
     def _way_down(self) -> tuple[nn.ModuleList, list[int]]:
         """The levels, and the width of each skip connection."""
@@ -225,7 +236,8 @@ class UNet(nn.Module):
         groups = c.groups if c.middle_groups is None else c.middle_groups
         attention: nn.Module = nn.Identity()
         if c.middle_attention:
-            attention = Attention(width, head_dim=c.head_dim, groups=groups, eps=c.eps, output_scale=c.middle_scale)
+            heads = c.head_width(width)
+            attention = Attention(width, head_dim=heads, groups=groups, eps=c.eps, output_scale=c.middle_scale)
         return Level(blocks, [attention], None)
 
     def _way_up(self, skips: list[int]) -> nn.ModuleList:
