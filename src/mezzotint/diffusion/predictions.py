@@ -171,14 +171,18 @@ class Denoiser:
     def on(self, path: Path) -> Denoiser:
         """The same denoiser seen on another path, so that a solver may follow whichever path it likes.
 
-        A noisy picture is known up to its scale by sigma / alpha alone, so the time is that at which this path has the
-        same ratio, and x is stretched to the length that it has here (Karras et al. 2022, section 2 and eq. 4).
+        See `carried` for how x and t come here from there.
         """
+        return Denoiser(lambda x, t: self(*carried(x, t, path, self.path)).clean, path, "clean")
 
-        def network(x: Tensor, t: Tensor) -> Tensor:
-            at = path.at(t)
-            here = self.path.time_of(at.ratio)
-            length = (here_at := self.path.at(here)).alpha.hypot(here_at.sigma) / at.alpha.hypot(at.sigma)
-            return self(rows(length, x) * x, here).clean
 
-        return Denoiser(network, path, "clean")
+def carried(x: Tensor, t: Tensor, there: Path, here: Path) -> tuple[Tensor, Tensor]:
+    """A noisy picture and its time on the path `there`, carried over to the path `here`.
+
+    A noisy picture is known up to its scale by sigma / alpha alone, so the time is that at which the path here has the
+    same ratio, and x is stretched to the length that it has here (Karras et al. 2022, section 2 and eq. 4).
+    """
+    at = there.at(t)
+    t_here = here.time_of(at.ratio)
+    at_here = here.at(t_here)
+    return rows(at_here.alpha.hypot(at_here.sigma) / at.alpha.hypot(at.sigma), x) * x, t_here
