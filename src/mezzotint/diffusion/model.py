@@ -228,29 +228,15 @@ class DenoisingModel(Model):
 
     def training_labels(self, batch: Batch, random: PictureRandom) -> Tensor | None:
         """The labels that the network is told, some of them hidden; None for a model without classes."""
-        if not self.config.classes:
+        told = labels_of(batch, self.config.classes)
+        if told is None:
             return None
-        if batch.labels is None:
-            raise DataError("this model learns from labels, and these pictures have none")
         hidden = random.uniform() < self.config.label_dropout
-        return torch.where(hidden, self.config.classes, batch.labels)
+        return torch.where(hidden, self.config.classes, told)
 
     def sampling_labels(self, n: int, labels: Tensor | Sequence[int] | None, random: PictureRandom) -> Tensor | None:
         """The labels of n pictures, on the model's device, drawn where none are given; None without classes."""
-        classes = self.config.classes
-        if not classes:
-            if labels is not None:
-                raise ConfigError("this model was trained without labels; leave labels away")
-            return None
-        drawn = random.integers(0, classes)  # also where labels are given, so that the noise is the same
-        if labels is None:
-            return drawn
-        given = torch.as_tensor(labels, dtype=torch.long, device="cpu")  # to look at them without waiting
-        if given.shape != (n,):
-            raise ConfigError(f"{n} pictures need {n} labels, got the shape {tuple(given.shape)}")
-        if n and not 0 <= int(given.min()) <= int(given.max()) < classes:
-            raise ConfigError(f"labels are numbers from 0 to {classes - 1}, got {sorted(set(given.tolist()))}")
-        return given.to(self.device)
+        return choose_labels(n, labels, self.config.classes, random)
 
     def guidance(
         self, w: float | None = None, interval: tuple[float, float] | None = None, rescale: float | None = None
@@ -268,6 +254,32 @@ class DenoisingModel(Model):
         if asked.w and not (c.classes and c.label_dropout):
             raise ConfigError("this model cannot be guided: it was trained without labels, or without hiding any")
         return asked
+
+
+def labels_of(batch: Batch, classes: int) -> Tensor | None:
+    """A batch's labels for a model of so many classes; None for none. Raises `DataError` where they are missing."""
+    if not classes:
+        return None
+    if batch.labels is None:
+        raise DataError("this model learns from labels, and these pictures have none")
+    return batch.labels
+
+
+def choose_labels(n: int, labels: Tensor | Sequence[int] | None, classes: int, random: PictureRandom) -> Tensor | None:
+    """The labels of n pictures to sample, drawn where none are given; None without classes. Raises `ConfigError`."""
+    if not classes:
+        if labels is not None:
+            raise ConfigError("this model was trained without labels; leave labels away")
+        return None
+    drawn = random.integers(0, classes)  # also where labels are given, so that the noise is the same
+    if labels is None:
+        return drawn
+    given = torch.as_tensor(labels, dtype=torch.long, device="cpu")  # to look at them without waiting
+    if given.shape != (n,):
+        raise ConfigError(f"{n} pictures need {n} labels, got the shape {tuple(given.shape)}")
+    if n and not 0 <= int(given.min()) <= int(given.max()) < classes:
+        raise ConfigError(f"labels are numbers from 0 to {classes - 1}, got {sorted(set(given.tolist()))}")
+    return given.to(random.device)
 
 
 def noisy(x: Tensor, n: Tensor, at: Coefficients) -> Tensor:
