@@ -89,8 +89,9 @@ class PairPool(nn.Module):
         return Pairs(index, self.noise(index), self.states[here], self.labels(index))
 
     def noise(self, index: Tensor) -> Tensor:
-        """The noise of these pairs, (B, C, H, W), on the pool's device."""
-        return PictureRandom([fold(PAIR, i) for i in index.tolist()], self.made.device).normal(*self.shape)
+        """The noise of these pairs, (B, C, H, W), on the pool's device and in its dtype."""
+        random = PictureRandom([fold(PAIR, i) for i in index.tolist()], self.made.device)
+        return random.normal(*self.shape).to(self.states.dtype)
 
     def labels(self, index: Tensor) -> Tensor | None:
         """The labels of these pairs, (B,), on the pool's device; None without classes."""
