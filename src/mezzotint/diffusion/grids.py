@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from .paths import Path
+from .stepping import LOST
 from .times import steps_of
 
 Grid = Callable[[int, Path], Tensor]  # N and the path -> (N + 1,) float64
@@ -74,11 +75,11 @@ def exponential(steps: int, path: Path) -> Tensor:
 def levels(path: Path) -> tuple[Tensor, Tensor]:
     """The largest and the smallest noise level sigma / alpha between which the grids that count in them run.
 
-    They are those of t = 1 and of the path's `start`. Where one is infinite or zero it is that of Karras et al. 2022,
-    80 or 0.002. The first time of a grid is 1 all the same.
+    They are those of t = 1 and of the path's `start`. Where the picture is lost at t = 1 (`LOST`), or not hidden at all
+    at the start, it is 80 or 0.002, as in Karras et al. 2022. The first time of a grid is 1 all the same.
     """
     most, least = (path.at(torch.tensor(t, dtype=torch.float64, device="cpu")).ratio for t in (1.0, path.start))
-    most = most if most.isfinite() else most.new_tensor(80.0)
+    most = most if most < LOST else most.new_tensor(80.0)
     return most, least if path.start > 0 and least > 0 else least.new_tensor(0.002)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .paths import Coefficients
 from .predictions import Denoiser, rows
-from .stepping import Callback, Noise, falling, half_log_snr, straight, tell
+from .stepping import Callback, Noise, falling, half_log_snr, lost, straight, tell
 
 
 def dpm_2m(
@@ -30,7 +30,7 @@ def dpm_2m(
         x_s = sigma_s / sigma_t exp(-eta h) x_t + alpha_s (1 - exp(-(1 + eta) h)) D + sigma_s sqrt(1 - exp(-2 eta h)) z
         D   = c + h / (2 h_last) (c - c_last),    h = lambda_s - lambda_t
 
-    A step to sigma = 0 has D = c. With noise, the moments are of order 1: the last clean picture knows other noise.
+    A step to sigma = 0 has D = c. With noise, the variance of what is drawn is of order 2 too.
 
     eta  0: the ODE; 1: the SDE
     """
@@ -158,6 +158,7 @@ def lms(
     """Adams and Bashforth's linear multistep method for d(x / alpha) / dr = n, with r = sigma / alpha, on any grid.
 
     The noise is the polynomial through its last `order` values, integrated exactly; also in a step to sigma = 0.
+    A step from pure noise (`lost`) is DDIM's and is forgotten.
 
     Source: Karras et al. 2022, eq. 4 for the ODE; the method is that of Crowson's k-diffusion, `sample_lms`.
     """
@@ -167,7 +168,7 @@ def lms(
         tell(callback, i, grid, d)
         r, at_s = d.at.ratio, denoiser.path.at(s)
         x = straight(d, at_s)
-        if not r.isfinite():
+        if lost(d.at):
             continue
         known = [(r, d.noise), *known][:order]
         width = at_s.ratio - r

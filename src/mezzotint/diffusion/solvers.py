@@ -7,8 +7,9 @@ noise     a function that returns fresh standard normal numbers like x; only sto
 callback  called with a `Step` before x moves on
 
 They work on every path. Wherever a grid ends at sigma = 0, its last step gives the expected clean picture (only `lms`
-extrapolates, as published), because the velocity of most paths does not exist there. Where a path begins with alpha = 0
-the first step of those that step in sigma / alpha is DDIM's, and what they remember of earlier steps begins after it.
+extrapolates, as published), because the velocity of most paths does not exist there. Where a path begins with
+alpha = 0, or next to it (`stepping.lost`), the first step of those that count in sigma / alpha, or divide by alpha, is
+DDIM's; what they remember of earlier steps begins after it.
 The deterministic one-step solvers here also take rising times, which turn a picture into its noise.
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from . import multistep
 from .ode import Solution, dopri5
 from .predictions import Denoiser, rows
-from .stepping import Callback, Noise, Posterior, Solver, Step, ask, falling, posterior, steps, straight, tell
+from .stepping import Callback, Noise, Posterior, Solver, Step, ask, falling, lost, posterior, steps, straight, tell
 from .stochastic import ancestral, euler_maruyama, predictor_corrector
 
 __all__ = (
@@ -100,13 +101,13 @@ def edm(
         r^ = r + gamma r,    x^ / alpha^ = x / alpha + sqrt(r^^2 - r^2) S_noise z
         x_s / alpha_s = x^ / alpha^ + (r_s - r^) (n(x^, r^) + n(x', r_s)) / 2,    x' that of Euler's step
 
-    Of order 2 without churn, two evaluations per step. No second evaluation where r is infinite or sigma_s is 0. The
-    noisier r^ may lie beyond t = 1, where the path allows it; where it does not, x is only made as noisy as it can be.
+    Of order 2 without churn, two evaluations per step. A step from or to pure noise (`lost`) or sigma = 0 is
+    DDIM's. The noisier r^ may lie beyond t = 1 where the path allows it; elsewhere x is made as noisy as it can be.
     """
     gamma_most = min(S_churn / (len(grid) - 1), 2**0.5 - 1)
     for i, t, s in falling(grid) if S_churn else steps(grid):
         at, at_s = denoiser.path.at(t), denoiser.path.at(s)
-        if gamma_most > 0 and S_min <= at.ratio <= S_max and at.ratio.isfinite():
+        if gamma_most > 0 and S_min <= at.ratio <= S_max and not lost(at):
             t = denoiser.path.time_of((1 + gamma_most) * at.ratio)
             at_hat = denoiser.path.at(t)
             added = (at_hat.ratio**2 - at.ratio**2).clamp(min=0).sqrt() * at_hat.alpha * S_noise
@@ -114,7 +115,7 @@ def edm(
         d = ask(denoiser, x, t)
         tell(callback, i, grid, d)
         x = straight(d, at_s)
-        if d.at.alpha > 0 and at_s.alpha > 0 and d.at.sigma > 0 and at_s.sigma > 0:
+        if d.at.sigma > 0 and at_s.sigma > 0 and not lost(d.at) and not lost(at_s):
             x = x + rows((at_s.sigma - at_s.alpha * d.at.ratio) / 2, x) * (denoiser(x, s).noise - d.noise)
     return x
 

@@ -13,6 +13,7 @@ from .paths import Coefficients
 from .predictions import Denoised, Denoiser, components, rows
 
 Noise = Callable[[], Tensor]
+LOST = 1000.0  # sigma / alpha from which a picture counts as lost in its noise
 
 
 class Step(NamedTuple):
@@ -62,6 +63,11 @@ def straight(d: Denoised, at_s: Coefficients) -> Tensor:
     """
     x = rows(at_s.alpha, d.x) * d.clean
     return x + rows(at_s.sigma, x) * d.noise if at_s.sigma > 0 else x
+
+
+def lost(at: Coefficients) -> Tensor:
+    """Whether nothing of the picture is left, alpha = 0, or as good as nothing (the end of the cosine schedule)."""
+    return at.sigma >= LOST * at.alpha
 
 
 def ask(denoiser: Denoiser, x: Tensor, t: Tensor) -> Denoised:

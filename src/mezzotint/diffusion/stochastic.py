@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from .predictions import Denoised, Denoiser, rows
-from .stepping import Callback, Noise, Posterior, falling, posterior, straight, tell
+from .stepping import Callback, Noise, Posterior, falling, lost, posterior, straight, tell
 
 
 def ancestral(
@@ -70,14 +70,14 @@ def euler_maruyama(
 
         dx = (f x - g^2 score) dt + g dw,    f = alpha' / alpha,    g^2 = d(sigma^2)/dt - 2 f sigma^2
 
-    Its moments are of order 1. It does not know where f is stiff (the end of the cosine schedule): there it needs
-    steps shorter than 1 / |f|. A step from alpha = 0 or to sigma = 0 is DDIM's.
+    Its moments are of order 1. It needs steps shorter than 1 / |f|, and than 1 / g^2 where
+    sigma is 1. A step from pure noise (`lost`) or to sigma = 0 is DDIM's.
     """
     for i, t, s in falling(grid):
         d = denoiser(x, t)
         tell(callback, i, grid, d)
         at, at_s = d.at, denoiser.path.at(s)
-        if at.alpha == 0 or at_s.sigma == 0:
+        if lost(at) or at_s.sigma == 0:
             x = straight(d, at_s)
             continue
         f = at.d_alpha / at.alpha
@@ -104,8 +104,8 @@ def predictor_corrector(
         reverse-diffusion    x_s = (2 - a) x_t + b score + sqrt(b) z        (eq. 46; VP: algorithm 3, VE: algorithm 2)
         ancestral            that of `ancestral` with the small variance    (appendix F)
 
-    and the corrector is `langevin` with the scale a^2, their alpha_i. N predictions and N - 1 corrections: a step to
-    sigma = 0 gives the expected clean picture and is not corrected; one from alpha = 0 is DDIM's.
+    and the corrector is `langevin` with the scale a^2, their alpha_i. A step to sigma = 0 gives the expected clean
+    picture, one from pure noise (`lost`) is DDIM's, and neither is corrected.
 
     corrections  M, how many after each step
     r            signal-to-noise ratio of the corrector
@@ -115,14 +115,15 @@ def predictor_corrector(
         tell(callback, i, grid, d)
         at_s = denoiser.path.at(s)
         q, a = posterior(d.at, at_s), d.at.alpha / at_s.alpha
-        if a == 0 or at_s.sigma == 0:
+        if lost(d.at) or at_s.sigma == 0:
             x = straight(d, at_s)
-        elif predictor == "ancestral":
+            continue
+        if predictor == "ancestral":
             x = rows(q.of_clean, x) * d.clean + rows(q.of_x, x) * x + rows(q.small_variance.sqrt(), x) * noise()
         else:
             b = q.large_variance
             x = rows(2 - a, x) * x + rows(b, x) * d.score + rows(b.sqrt(), x) * noise()
-        for _ in range(corrections if at_s.sigma > 0 else 0):
+        for _ in range(corrections):
             x = langevin(x, denoiser(x, s).score, noise(), r, float(a) ** 2)
     return x
 
