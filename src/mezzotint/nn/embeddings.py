@@ -49,3 +49,48 @@ class TimeEmbedding(nn.Module):
         waves = sinusoids(t, self.dim, cosine_first=self.cosine_first, freq_shift=self.freq_shift)
         embedding: Tensor = self.linear2(nn.functional.silu(self.linear1(waves.to(weight.dtype))))
         return embedding
+
+
+class RandomFourier(nn.Module):
+    """Sines and cosines at random frequencies, drawn once and saved with the weights: (B,) -> (B, 2 dim).
+
+        (sin 2 pi w t, cos 2 pi w t),    w ~ N(0, scale^2)
+
+    dim    number of frequencies
+    scale  their standard deviation
+
+    Source: Tancik et al. 2020 (arXiv 2006.10739), section 5; Song et al. 2021 (arXiv 2011.13456), appendix H.2.
+    """
+
+    weight: Tensor
+
+    def __init__(self, dim: int, scale: float = 16.0) -> None:
+        super().__init__()
+        self.register_buffer("weight", scale * torch.randn(dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """The waves of each time, sines first, float32 or more: phases are of thousands, too many for fewer digits."""
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        phase = t.to(weight, non_blocking=True)[:, None] * weight * (2 * math.pi)  # (B, dim)
+        return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+class FourierTimeEmbedding(nn.Module):
+    """Two linear layers over waves of t at random frequencies: (B,) -> (B, out_dim).
+
+    dim      number of frequencies
+    out_dim  width of the embedding
+    scale    see `RandomFourier`
+    """
+
+    def __init__(self, dim: int, out_dim: int, scale: float = 16.0) -> None:
+        super().__init__()
+        self.waves = RandomFourier(dim, scale)
+        self.linear1 = nn.Linear(2 * dim, out_dim)
+        self.linear2 = nn.Linear(out_dim, out_dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """The embedding of each time, on the device of the weights wherever t is."""
+        waves = self.waves(t).to(self.linear1.weight.dtype)
+        embedding: Tensor = self.linear2(nn.functional.silu(self.linear1(waves)))
+        return embedding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from ..core.checkpoint import load_tensors
 from ..core.errors import CheckpointError, ConfigError
 from .attention import Attention
 from .blocks import ResBlock
+from .ncsnpp import BigGANBlock, NCSNpp, NCSNppConfig
+from .resampling import SMOOTH
 from .unet import UNet, UNetConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -39,9 +42,17 @@ BLOCK_TYPES = {
     "UpBlock2D": (False, "conv"), "AttnUpBlock2D": (True, None), "ResnetUpsampleBlock2D": (False, "resnet"),
 }  # fmt: skip
 
+# NCSN++'s, which all have two pyramids, FIR filters and residual sums divided by the square root of two.
+SKIP_BLOCK_TYPES = {
+    "SkipDownBlock2D": False, "AttnSkipDownBlock2D": True, "SkipUpBlock2D": False, "AttnSkipUpBlock2D": True,
+}  # fmt: skip
 
-def load_unet(directory: str | os.PathLike[str]) -> UNet:
-    """The UNet of a directory written by diffusers' `UNet2DModel.save_pretrained`.
+
+def load_unet(directory: str | os.PathLike[str]) -> UNet | NCSNpp:
+    """The network of a directory written by diffusers' `UNet2DModel.save_pretrained`.
+
+    With the block types of NCSN++ it is an `NCSNpp`: its time is the noise level sigma, and its answer the score of
+    the VE path.
 
     Raises `ConfigError` for a field that has no counterpart here, `CheckpointError` for files that are missing or
     weights that do not fit the config exactly.
@@ -56,29 +67,75 @@ def load_unet(directory: str | os.PathLike[str]) -> UNet:
     return unet
 
 
-def unet_from_config(values: Mapping[str, Any]) -> UNet:
-    """A new UNet of a `UNet2DModel` config. Raises `ConfigError` that names an unsupported field."""
+def unet_from_config(values: Mapping[str, Any]) -> UNet | NCSNpp:
+    """A new network of a `UNet2DModel` config. Raises `ConfigError` that names an unsupported field."""
     given = {key: value for key, value in values.items() if not key.startswith("_")}
     for key in given:
         if key not in DEFAULTS:
             raise ConfigError(f"config.json has a field {key!r} that is no field of a UNet2DModel")
     c = {**DEFAULTS, **given}
-    for key, supported in {
-        "time_embedding_type": ("positional",),
-        "mid_block_type": ("UNetMidBlock2D", None),
-        "act_fn": ("silu", "swish"),
-        "class_embed_type": (None,),
-        "resnet_time_scale_shift": ("default", "scale_shift"),
-        "downsample_padding": (0, 1),
-    }.items():
-        if c[key] not in supported:
-            raise ConfigError(f"{key}={c[key]!r} is not supported; only {', '.join(map(repr, supported))}")
+    skips = any(kind in SKIP_BLOCK_TYPES for kind in (*c["down_block_types"], *c["up_block_types"]))
+    return _ncsnpp(c) if skips else _unet(c)
+
+
+def _ncsnpp(c: Mapping[str, Any]) -> NCSNpp:
+    attention = _attention(c, SKIP_BLOCK_TYPES)
+    _refuse(
+        c,
+        time_embedding_type=("fourier", "positional"),
+        mid_block_type=("UNetMidBlock2D",),
+        act_fn=("silu", "swish"),
+        class_embed_type=(None,),
+        resnet_time_scale_shift=("default",),
+        attn_norm_num_groups=(None, c["norm_num_groups"]),
+        add_attention=(True,),
+        in_channels=(3,),  # their pyramids are of three channels, whatever the picture has
+        out_channels=(3,),
+    )
+    if not math.isclose(c["mid_block_scale_factor"], math.sqrt(2), rel_tol=1e-6):
+        raise ConfigError(f"mid_block_scale_factor={c['mid_block_scale_factor']} is not supported; only sqrt(2)")
+    fourier = c["time_embedding_type"] == "fourier"
+    config = NCSNppConfig(
+        channels=c["block_out_channels"][0],
+        multipliers=_multipliers(c["block_out_channels"]),
+        blocks=c["layers_per_block"],
+        attention=attention,
+        head_dim=c["attention_head_dim"],
+        eps=c["norm_eps"],
+        dropout=c["dropout"],
+        taps=SMOOTH,
+        progressive_input="input_skip",
+        progressive_output="output_skip",
+        embedding="fourier" if fourier else "positional",
+        cosine_first=c["flip_sin_to_cos"],
+        freq_shift=c["freq_shift"],
+        time_dim=c["time_embedding_dim"],
+        scale_by_sigma=fourier,
+        center_input=c["center_input_sample"],
+        groups=c["norm_num_groups"],
+        diffusers_groups=True,
+    )
+    return NCSNpp(config, c["in_channels"], c["out_channels"], classes=c["num_class_embeds"] or 0)
+
+
+def _unet(c: Mapping[str, Any]) -> UNet:
+    _refuse(
+        c,
+        time_embedding_type=("positional",),
+        mid_block_type=("UNetMidBlock2D", None),
+        act_fn=("silu", "swish"),
+        class_embed_type=(None,),
+        resnet_time_scale_shift=("default", "scale_shift"),
+        downsample_padding=(0, 1),
+    )
+    if c["norm_num_groups"] is None:
+        raise ConfigError("norm_num_groups=None is not supported without the block types of NCSN++; give a number")
     shifted = c["resnet_time_scale_shift"] == "default"
     config = UNetConfig(
         channels=c["block_out_channels"][0],
         multipliers=_multipliers(c["block_out_channels"]),
         blocks=c["layers_per_block"],
-        attention=_attention(c),
+        attention=_attention(c, {kind: has for kind, (has, _) in BLOCK_TYPES.items()}),
         head_dim=c["attention_head_dim"],
         groups=c["norm_num_groups"],
         eps=c["norm_eps"],
@@ -99,7 +156,13 @@ def unet_from_config(values: Mapping[str, Any]) -> UNet:
     return UNet(config, c["in_channels"], c["out_channels"], classes=c["num_class_embeds"] or 0)
 
 
-def translated(unet: UNet, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _refuse(c: Mapping[str, Any], **supported: tuple[Any, ...]) -> None:
+    for key, values in supported.items():
+        if c[key] not in values:
+            raise ConfigError(f"{key}={c[key]!r} is not supported; only {', '.join(map(repr, values))}")
+
+
+def translated(unet: UNet | NCSNpp, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of `unet` from one of UNet2DModel.
 
     Raises `CheckpointError` unless each of the two has exactly the tensors that the other needs, in the right shapes.
@@ -129,12 +192,13 @@ def _multipliers(widths: list[int]) -> tuple[int, ...]:
     return tuple(width // widths[0] for width in widths)
 
 
-def _attention(c: Mapping[str, Any]) -> tuple[bool, ...]:
+def _attention(c: Mapping[str, Any], block_types: Mapping[str, bool]) -> tuple[bool, ...]:
+    """Which levels attend. `block_types` says it of each kind of block that may be in one network."""
     ways = {}
     for field in ("down_block_types", "up_block_types"):
-        if unknown := [kind for kind in c[field] if kind not in BLOCK_TYPES]:
-            raise ConfigError(f"{field}: {unknown[0]!r} is not supported; only {', '.join(BLOCK_TYPES)}")
-        ways[field] = tuple(BLOCK_TYPES[kind][0] for kind in c[field])
+        if unknown := [kind for kind in c[field] if kind not in block_types]:
+            raise ConfigError(f"{field}: {unknown[0]!r} is not supported; only {', '.join(block_types)}")
+        ways[field] = tuple(block_types[kind] for kind in c[field])
     if ways["down_block_types"] != ways["up_block_types"][::-1]:
         raise ConfigError("up_block_types is not supported unless it has attention where down_block_types has it")
     return ways["down_block_types"]
@@ -159,18 +223,19 @@ def _modern(name: str) -> str:
     return name
 
 
-def _modules(unet: UNet) -> Iterator[tuple[str, list[str]]]:
-    """Each module of ours that holds parameters, with those of theirs whose rows it stacks."""
+def _modules(unet: UNet | NCSNpp) -> Iterator[tuple[str, list[str]]]:
+    """Each module of ours that holds tensors, with those of theirs whose rows it stacks."""
     yield "conv_in", ["conv_in"]
     yield "conv_out", ["conv_out"]
     yield "norm_out", ["conv_norm_out"]
     yield "label", ["class_embedding"]
+    yield "time.waves", ["time_proj"]
     yield "time.linear1", ["time_embedding.linear_1"]
     yield "time.linear2", ["time_embedding.linear_2"]
     projections = []
     for name, module in unet.named_modules():
-        there = _path(name)
-        if isinstance(module, ResBlock):
+        there = _path(name, isinstance(unet, NCSNpp))
+        if isinstance(module, (ResBlock, BigGANBlock)):
             projections.append(f"{there}.time_emb_proj")
             for part in ("norm1", "conv1", "norm2", "conv2"):
                 yield f"{name}.{part}", [f"{there}.{part}"]
@@ -181,12 +246,17 @@ def _modules(unet: UNet) -> Iterator[tuple[str, list[str]]]:
             yield f"{name}.out", [f"{there}.to_out.0"]
         elif name.endswith("resample.conv"):
             yield name, [there]
+        elif name.endswith(("pyramid.conv", "pyramid.norm")):
+            yield name, [there.replace("pyramid.", "skip_")]
     yield "time_projection", projections
 
 
-def _path(name: str) -> str:
+def _path(name: str, skips: bool) -> str:
     """`down.0.blocks.1` -> `down_blocks.0.resnets.1`."""
     way = name.split(".")[0]
-    change = "downsamplers.0" if way == "down" else "upsamplers.0"
+    change = f"resnet_{way}" if skips else "downsamplers.0" if way == "down" else "upsamplers.0"
     names = {"down": "down_blocks", "up": "up_blocks", "middle": "mid_block", "blocks": "resnets", "resample": change}
-    return ".".join(names.get(part, part) for part in name.split("."))
+    there = ".".join(names.get(part, part) for part in name.split("."))
+    if skips and way == "up" and ".attentions." in there:  # their one attention of a level stands behind all its blocks
+        return f"{there.rpartition('.')[0]}.0"
+    return there
