@@ -35,7 +35,8 @@ def test_training_stays_on_its_device(path, times, prediction, weighting):
     assert all(p.grad.is_meta for p in model.parameters())
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+# without "ancestral-learned", for models with a learned variance, and "rk45", which has to look at its errors
+@pytest.mark.parametrize("solver", [solver for solver in SOLVERS if solver not in ("ancestral-learned", "rk45")])
 @pytest.mark.parametrize(("classes", "guidance"), [(0, 0.0), (3, 0.0), (3, 1.5)])
 def test_sampling_stays_on_its_device(solver, classes, guidance):
     model = elsewhere(solver=solver, classes=classes, guidance=guidance)

@@ -303,8 +303,8 @@ def test_corrections_do_not_mix_pictures():
     together = predictor_corrector(DATA.denoiser(path, "clean"), x, grid, seeded(x))
     for k in range(3):
         draw = seeded(x)
-        row = (z[k : k + 1] for z in iter(draw, None))
-        alone = predictor_corrector(DATA.denoiser(path, "clean"), x[k : k + 1], grid, partial(next, row))
+        rows = iter([draw()[k : k + 1] for _ in range(12)])
+        alone = predictor_corrector(DATA.denoiser(path, "clean"), x[k : k + 1], grid, partial(next, rows))
         assert (alone[0] - together[k]).abs().max() < 1e-12
 
 
