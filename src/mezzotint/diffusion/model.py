@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +15,8 @@ from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError, DataError, suggest
 from ..core.model import Losses, Model
+from ..nn.dit import DiTConfig
+from ..nn.ncsnpp import NCSNppConfig
 from ..nn.unet import UNetConfig
 from .grids import GRIDS, Grid
 from .guidance import ClassifierFree, Guidance
@@ -35,7 +37,7 @@ class DenoisingConfig(Config):
     image_size: int
     channels: int
     classes: int = 0  # how many; 0: unconditional, whatever labels the pictures have
-    network: UNetConfig = field(default_factory=UNetConfig)
+    network: UNetConfig | NCSNppConfig | DiTConfig = field(default_factory=UNetConfig)
     path: str = "linear"
     prediction: Literal["noise", "clean", "velocity", "v", "score", "edm"] = "noise"
     unit_input: bool = False  # the network sees x divided by its expected standard deviation (c_in of EDM)
@@ -62,6 +64,11 @@ class DenoisingConfig(Config):
         choose("weighting", WEIGHTINGS, self.weighting)
         choose("solver", SOLVERS, self.solver)
         choose("grid", GRIDS, self.grid)(self.steps, path)  # refuses a number of steps that it cannot make
+        if self.prediction in ("noise", "score") and path.at(torch.ones((), device="cpu")).alpha == 0:
+            raise ConfigError(
+                f"the path {self.path} leaves nothing of the picture at t = 1, which the {self.prediction} cannot tell"
+                " from there; set prediction to clean, v, velocity or edm"
+            )
         if self.sampling_guidance.w and not (self.classes and self.label_dropout):
             raise ConfigError("guidance needs classes and some label_dropout; set guidance to 0")
 
@@ -168,16 +175,33 @@ class DenoisingModel(Model):
         Raises `ConfigError` for an unknown name, a label out of range, or a condition that the model does not take.
         """
         refuse(captions=captions, source=source, mask=mask)
+        strength = self.sampling_guidance(guidance, guidance_interval, guidance_rescale)
+        solve = choose_solver(self.config.solver if solver is None else solver, eta)
+        guided = partial(self.denoiser, guidance=strength)
+        return self.solved(n, labels, seeds, solve, guided, steps, grid, callback)
+
+    def solved(
+        self,
+        n: int,
+        labels: Tensor | Sequence[int] | None,
+        seeds: int | Sequence[int],
+        solver: Solver,
+        denoiser: Callable[[Tensor | None], Denoiser],
+        steps: int | None = None,
+        grid: str | Grid | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """What `sample` does once it knows who denoises: the solver's way from each picture's own noise.
+
+        denoiser  called with the labels (n,) that the pictures get; None without classes
+        """
         c = self.config
-        chosen = choose_solver(c.solver if solver is None else solver, eta)
         times = choose("grid", GRIDS, c.grid if grid is None else grid)(c.steps if steps is None else steps, self.path)
-        strength = self.guidance(guidance, guidance_interval, guidance_rescale)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         wanted = self.sampling_labels(n, labels, random)
+        noise = partial(random.normal, c.channels, c.image_size, c.image_size)
         with evaluating(self), torch.no_grad():
-            noise = partial(random.normal, c.channels, c.image_size, c.image_size)
-            x = self.first(noise(), times)
-            x = chosen(self.denoiser(wanted, strength), x, times.double().cpu(), noise, callback)
+            x = solver(denoiser(wanted), self.first(noise(), times), times.double().cpu(), noise, callback)
         return x.clamp(-1, 1)
 
     def first(self, n: Tensor, times: Tensor) -> Tensor:
@@ -238,7 +262,7 @@ class DenoisingModel(Model):
         """The labels of n pictures, on the model's device, drawn where none are given; None without classes."""
         return choose_labels(n, labels, self.config.classes, random)
 
-    def guidance(
+    def sampling_guidance(
         self, w: float | None = None, interval: tuple[float, float] | None = None, rescale: float | None = None
     ) -> Guidance:
         """The guidance asked for, as in the config where nothing is said.
