@@ -20,6 +20,7 @@ def batch():
     pictures = open_pictures("fashion")
     found = pictures.batch(range(8))
     found.seeds = list(range(8))
+    found.source = pictures.batch(range(8, 16)).images  # for systems that begin from a second set
     return found, pictures.spec
 
 
@@ -75,16 +76,18 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_parts(name, batch):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_samples_have_the_shape_and_range_of_pictures(name, batch):
-    _, spec = batch
+    pictures, spec = batch
     model = build(name, spec).eval()
     if not isinstance(model, Samples):
         pytest.skip("draws no pictures")
-    labels = torch.tensor([3, 1, 2]) if spec.classes else None
-    images = model.sample(3, labels=labels, seeds=5)
+    labels = torch.tensor([3, 1, 2]) if model.classes else None
+    given = {"source": pictures.source[5:8]} if model.identity.data.source else {}
+    images = model.sample(3, labels=labels, seeds=5, **given)
     assert images.shape == (3, spec.channels, spec.image_size, spec.image_size)
     assert images.dtype == torch.float32
     assert images.abs().max() <= 1
-    alone = model.sample(1, labels=labels[1:2] if labels is not None else None, seeds=6)
+    given = {"source": pictures.source[6:7]} if given else {}
+    alone = model.sample(1, labels=labels[1:2] if labels is not None else None, seeds=6, **given)
     assert torch.allclose(images[1], alone[0], atol=1e-3)  # picture k depends on seed k alone
     assert not torch.allclose(images[0], images[1], atol=1e-2)
 
@@ -97,8 +100,9 @@ def test_a_saved_model_draws_the_same_pictures(name, batch, tmp_path):
     again = mz.load(tmp_path / "model")
     assert again.config == model.config
     if isinstance(model, Samples):
-        labels = torch.tensor([0, 1]) if spec.classes else None
-        assert torch.equal(again.sample(2, labels=labels), model.sample(2, labels=labels))
+        labels = torch.tensor([0, 1]) if model.classes else None
+        given = {"source": pictures.source[:2]} if model.identity.data.source else {}
+        assert torch.equal(again.sample(2, labels=labels, **given), model.sample(2, labels=labels, **given))
     else:
         with torch.no_grad():
             assert model(pictures).total == again(pictures).total
@@ -111,7 +115,7 @@ def test_an_entry_says_what_a_reader_wants_to_know(name):
     assert len(system.summary) > 60
     assert system.title
     assert system.family
-    assert system.needs <= {"labels", "captions", "pairs", "video"}
+    assert system.needs <= {"labels", "captions", "source", "pairs", "video"}
     for stage in system.stages:
         assert "small" in stage.sizes
         assert stage.sizes.keys() == stage.recipes.keys()

@@ -45,6 +45,9 @@ class Precision(str, Enum):
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Run = Annotated[Path, typer.Argument(help="A run directory, a checkpoint, a saved model, or owner/name on the hub.")]
+Source = Annotated[
+    str | None, typer.Option(help="A second set, from whose pictures those of --data are drawn; as for --data.")
+]
 Seed = Annotated[int, typer.Option(help="Seed; picture k depends on seed + k alone.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps.")]
 Solver = Annotated[str | None, typer.Option(help="Solver name.")]
@@ -110,6 +113,7 @@ def train(
     system: Annotated[str, typer.Argument(help="A name from `mezzotint systems`.")],
     data: Annotated[str, typer.Option(help="fashion, mnist, a folder, hf:owner/name, tar shards.")],
     out: Annotated[Path, typer.Option(help="The run directory.")],
+    source: Source = None,
     size: Annotated[str, typer.Option(help="small (a laptop) or paper (as published).")] = "small",
     image_size: Annotated[int | None, typer.Option(min=1, help="Height and width in pixels.")] = None,
     channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 grey, 3 colour.")] = None,
@@ -130,7 +134,7 @@ def train(
     if minutes is not None and pictures is not None:
         raise ConfigError("give --minutes or --pictures, not both")
     settings = RunSettings(
-        system=system, data=data, size=size, image_size=image_size, channels=channels, seed=seed,
+        system=system, data=data, source=source, size=size, image_size=image_size, channels=channels, seed=seed,
         budget=Budget(pictures=pictures, minutes=minutes) if minutes is not None or pictures is not None else None,
         precision=precision.value, changes=_key_values(changes or []) or None, save_every=save_every,
     )  # fmt: skip
@@ -159,6 +163,7 @@ def sample(
     label: Annotated[
         str | None, typer.Option(help="A class, by name or number; all in turn where none is named.")
     ] = None,
+    source: Annotated[str | None, typer.Option(help="Set whose test pictures it begins from; as for train.")] = None,
     steps: Steps = None,
     solver: Solver = None,
     grid: Grid = None,
@@ -179,10 +184,10 @@ def sample(
     if not isinstance(model, Samples):
         raise ConfigError(f"{_name(model)} does not draw pictures; `mezzotint systems` says which systems do")
     controls = _controls(model, {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}, control)
-    labels = _labels(model, n, label)
+    labels, begin = _labels(model, n, label), _begin(model, n, source)
     shard = (accelerator.process_index, accelerator.num_processes)
     with autocast(resolve_precision(precision.value, model.device), model.device), _counting(n, accelerator) as count:
-        images = draw(model, n, labels=labels, seeds=seed, shard=shard, progress=count, **controls)
+        images = draw(model, n, labels=labels, source=begin, seeds=seed, shard=shard, progress=count, **controls)
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
@@ -202,6 +207,7 @@ def sample(
 def evaluate(
     run: Run,
     data: Annotated[str, typer.Option(help="The pictures to compare with; as for train.")],
+    source: Source = None,
     n: Annotated[int, typer.Option(min=2, help="How many pictures to draw.")] = 1000,
     features: Annotated[
         str | None, typer.Option(help="efficientnet_lite0, inception[:FILE], classifier:RUN; default: what is there.")
@@ -232,7 +238,7 @@ def evaluate(
     model = _load(run, accelerator)
     spec = model.identity.data if model.identity else None
     size, channels = (spec.image_size, spec.channels) if spec else (None, None)
-    test = open_pictures(data, split="test", image_size=size, channels=channels)
+    test = open_pictures(data, split="test", image_size=size, channels=channels, beside=source)
     train_set = open_pictures(data, split="train", image_size=size, channels=channels)
     asked = {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}
     controls = _controls(model, asked, control) if isinstance(model, Samples) else {}
@@ -411,6 +417,22 @@ def _labels(model: Model, n: int, label: str | None) -> Any:
     if label.isascii() and label.isdecimal() and int(label) < len(names):
         return torch.full((n,), int(label))
     raise ConfigError(f"no class is called {label!r}{suggest(label, names)}")
+
+
+def _begin(model: Model, n: int, source: str | None) -> Any:
+    """The n test pictures from which a model of two sets begins, (n, C, H, W); None for other models."""
+    if model.identity is None or not model.identity.data.source:
+        if source is not None:
+            raise ConfigError(f"{_name(model)} begins from noise, so --source means nothing to it")
+        return None
+    if source is None:
+        raise ConfigError(f"{_name(model)} begins from pictures of a second set; name it with --source")
+    from .data import open_pictures, spread_over
+
+    spec = model.identity.data
+    pictures = open_pictures(source, split="test", image_size=spec.image_size, channels=spec.channels)
+    places = spread_over(len(pictures), n)
+    return pictures.batch([places[k % len(places)] for k in range(n)]).images
 
 
 def _counting(n: int, accelerator: Accelerator) -> Any:

@@ -49,10 +49,15 @@ def configure(
     `overrides` change settings by dotted name; "stage:key" means one stage, a bare key every stage that has it.
     Raises `ConfigError` for a size or a key that does not exist, and if the data lack what the system needs.
     """
-    given = {"labels": bool(data.classes), "captions": data.captions, "pairs": True, "video": True}
+    given = {"labels": bool(data.classes), "captions": data.captions, "source": data.source}
+    given |= {"pairs": True, "video": True}
     for need in sorted(system.needs):
+        if not given[need] and need == "source":
+            raise ConfigError(f"{system.name} begins from pictures of a second set; name it with --source")
         if not given[need]:
             raise ConfigError(f"{system.name} needs {need}, and these pictures have none")
+    if data.source and "source" not in system.needs:
+        raise ConfigError(f"{system.name} has no use for a second set of pictures; leave --source away")
     configs: dict[str, Config] = {}
     used: set[str] = set()
     for stage in system.stages:
@@ -96,7 +101,8 @@ def create(
     """
     system = find(name)
     labels = tuple(str(k) for k in range(classes)) if isinstance(classes, int) else tuple(classes)
-    data = PictureSpec(image_size=image_size, channels=channels, classes=labels, captions=captions)
+    source = "source" in system.needs
+    data = PictureSpec(image_size=image_size, channels=channels, classes=labels, captions=captions, source=source)
     settings = {key.replace("__", "."): value for key, value in overrides.items()}
     stage = stage or system.stages[-1].name
     configs = configure(system, data, size, settings)
@@ -169,7 +175,8 @@ def parameter_counts(system: System) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {stage.name: {} for stage in system.stages}
     sizes = set.intersection(*(set(stage.sizes) for stage in system.stages))
     for size in sorted(sizes, reverse=True):
-        data = PictureSpec(image_size=32, channels=3, classes=tuple(map(str, range(10))), captions=True)
+        classes, source = tuple(map(str, range(10))), "source" in system.needs
+        data = PictureSpec(image_size=32, channels=3, classes=classes, captions=True, source=source)
         configs = configure(system, data, size)
         with torch.device("meta"):
             for stage in system.stages:

@@ -10,7 +10,7 @@ from PIL import Image
 from mezzotint.core.batch import fold
 from mezzotint.core.errors import ConfigError
 from mezzotint.data import Loader, open_pictures
-from mezzotint.data.pictures import InMemory
+from mezzotint.data.pictures import InMemory, Transported
 
 
 def numbered(n, size=4):
@@ -184,3 +184,47 @@ def test_binary_pixels_are_white_as_often_as_the_picture_is_bright(level, truth)
 def test_binary_pixels_are_drawn_anew_each_time():
     first, second = draw(constant(128, n=4), 2, pixels="binary")
     assert not torch.equal(first.images, second.images)
+
+
+# Two sets
+
+
+def two(n=10, m=7):
+    """Pictures 0 ... n - 1, and sources of the levels 100 ... 100 + m - 1."""
+    levels = torch.arange(100, 100 + m, dtype=torch.uint8)[:, None, None, None].expand(m, 1, 4, 4).contiguous()
+    return Transported(numbered(n), InMemory("others", "train", levels))
+
+
+def levels_of(images):
+    return ((images[:, 0, 0, 0] + 1) * 127.5).round().long().tolist()
+
+
+def test_a_picture_comes_with_one_of_the_other_set_in_an_order_of_its_own():
+    batches = draw(two(), 35, 2, seed=3)  # seven epochs of the one, ten of the other
+    pictures = [level for batch in batches for level in levels_of(batch.images)]
+    sources = [level for batch in batches for level in levels_of(batch.source)]
+    assert sorted(pictures) == sorted(list(range(10)) * 7)
+    assert sorted(sources) == sorted(list(range(100, 107)) * 10)
+    assert len(set(zip(pictures, sources))) > 40  # of 70 meetings: nobody has a partner
+    assert [batch.captions for batch in batches] == [[str(k) for k in levels_of(batch.images)] for batch in batches]
+
+
+def test_sources_are_shared_resumed_and_dequantised_like_pictures():
+    options = {"flip": True, "pixels": "dequantised"}
+    whole = draw(two(), 6, 4, **options)
+    for rank in (0, 1):
+        for one, share in zip(whole, draw(two(), 6, 4, rank=rank, world=2, **options)):
+            assert torch.equal(share.source, one.source[rank::2])
+    assert torch.equal(draw(two(), 1, 4, start=5, **options)[0].source, whole[5].source)
+    within = (whole[0].source + 1) * 128
+    assert within.flatten(1).std(1).min() > 0.1
+    assert 100 <= within.min() <= within.max() < 107
+
+
+def test_outside_of_training_a_picture_always_comes_with_the_same_source():
+    pictures = two(10, 4)
+    sources = levels_of(pictures.batch(range(10)).source)
+    assert sorted(sources[:4]) == [100, 101, 102, 103]
+    assert sources[4:8] == sources[:4]
+    assert levels_of(pictures.batch([7]).source) == sources[7:8]
+    assert numbered(3).batch([0]).source is None

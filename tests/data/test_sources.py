@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mezzotint.core.errors import DataError
+from mezzotint.core.errors import ConfigError, DataError
 from mezzotint.data import Loader, open_pictures
 from mezzotint.data.clothes import CLASSES, SIDE
 from mezzotint.data.pictures import Streamed
@@ -49,7 +49,8 @@ def png(levels):
 def test_fashion_is_the_published_beginning_of_fashion_mnist():
     train, test = open_pictures("fashion"), open_pictures("fashion", split="test")
     assert (len(train), len(test)) == (10_000, 2_000)
-    assert train.spec.to_dict() == {"image_size": 28, "channels": 1, "classes": list(CLASSES), "captions": True}
+    spec = {"image_size": 28, "channels": 1, "classes": list(CLASSES), "captions": True, "source": False}
+    assert train.spec.to_dict() == spec
     # the first ten labels of each file, and the mean level, as everybody knows them from the published set
     assert train.labels[:10].tolist() == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]
     assert test.labels[:10].tolist() == [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]
@@ -220,6 +221,7 @@ def test_mnist_comes_from_the_hub_where_there_are_no_files(monkeypatch):
         "channels": 1,
         "classes": list("0123456789"),
         "captions": False,
+        "source": False,
     }
     assert pictures.labels.tolist() == list(range(10))
 
@@ -418,3 +420,25 @@ def test_a_damaged_shard_is_an_error_that_says_what_to_do(tmp_path, damage):
     (tmp_path / "a.tar").write_bytes(damage((tmp_path / "a.tar").read_bytes()))
     with pytest.raises(DataError, match=r"again"):
         open_pictures(str(tmp_path), split="all")
+
+
+def test_one_class_of_a_named_set_is_a_set():
+    boots, all_ = open_pictures("fashion/ankle boot"), open_pictures("fashion")
+    own = (all_.labels == CLASSES.index("ankle boot")).nonzero().flatten()
+    assert len(boots) == len(own)
+    assert torch.equal(boots.batch([0, 5]).images, all_.batch(own[[0, 5]]).images)
+    assert boots.batch([5]).captions == all_.batch(own[[5]]).captions
+    assert boots.labels is None
+    assert boots.spec.classes == ()
+    with pytest.raises(ConfigError, match="did you mean 'sneaker'"):
+        open_pictures("fashion/sneakers")
+
+
+def test_a_set_beside_another_is_brought_to_its_size(tmp_path):
+    for k in range(12):
+        Image.new("RGB", (30, 20), (k, k, k)).save(tmp_path / f"{k:02d}.png")
+    both = open_pictures("fashion", split="test", image_size=16, beside=str(tmp_path))
+    assert both.spec.source
+    assert both.spec.classes == CLASSES
+    batch = both.batch([0, 1])
+    assert batch.source.shape == batch.images.shape == (2, 1, 16, 16)

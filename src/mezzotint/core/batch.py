@@ -22,6 +22,7 @@ class PictureSpec(Config):
     channels: int = 1  # 1 grey, 3 RGB
     classes: tuple[str, ...] = ()  # class names in label order; empty: no labels
     captions: bool = False  # whether each picture has a sentence
+    source: bool = False  # whether each comes with a picture of another set, to be transported from there
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Batch:
     images    (B, C, H, W) float32 in [-1, 1]; video (B, C, T, H, W)
     labels    (B,) int64
     captions  B sentences
-    source    a picture to condition on: low-resolution, grey, masked, segmentation
+    source    a picture to begin from or to condition on: of another set, low-resolution, grey, masked, segmentation
     mask      (B, 1, H, W), 1 where the pixel is known
     seeds     one integer per picture: all random numbers of its loss come from it, so that
               the loss of a batch does not depend on how it is split over processes

@@ -18,6 +18,7 @@ def draw(
     n: int,
     *,
     labels: Tensor | None = None,
+    source: Tensor | None = None,
     seeds: int = 0,
     batch_size: int = 128,
     shard: tuple[int, int] = (0, 1),
@@ -27,6 +28,7 @@ def draw(
     """Pictures rank, rank + world, rank + 2 world, ... of a request for n, on the CPU; shard (0, 1) means all of them.
 
     labels    (n,) of the whole request
+    source    (n, C, H, W) of the whole request, on the CPU
     seeds     picture k has seed seeds + k
     progress  called with the number of pictures just drawn
     """
@@ -35,8 +37,10 @@ def draw(
     all_seeds = torch.tensor(picture_seeds(n, seeds), dtype=torch.int64)
     parts: list[Tensor] = []
     for rows in mine.split(batch_size):
-        given = None if labels is None else labels[rows]
-        images = model.sample(len(rows), labels=given, seeds=all_seeds[rows].tolist(), **controls)
+        given: dict[str, Any] = {"labels": None if labels is None else labels[rows]}
+        if source is not None:
+            given["source"] = source[rows]
+        images = model.sample(len(rows), seeds=all_seeds[rows].tolist(), **given, **controls)
         parts.append(images.float().cpu())
         if progress is not None:
             progress(len(rows))

@@ -94,7 +94,7 @@ class System:
     survey: str  # "section 6, eq. 82-86, Box 8"
     summary: str  # two or three sentences: the idea
     stages: tuple[Stage, ...]
-    needs: frozenset[str] = frozenset()  # of "labels", "captions", "pairs", "video"
+    needs: frozenset[str] = frozenset()  # of "labels", "captions", "source" (a second set), "pairs", "video"
 
     def stage(self, name: str) -> Stage:
         """Raises `ConfigError` if there is none of this name."""

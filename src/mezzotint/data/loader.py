@@ -96,12 +96,16 @@ class Loader:
         rows = self._order.rows(start, start + self.batch_size, self.mine)
         seeds = [fold(self.seed, number, row) for row in self.mine]
         random = PictureRandom([fold(seed, AUGMENTATION) for seed in seeds])
+        images = self._shown(rows.levels, random)
+        source = None if rows.source is None else self._shown(rows.source, random)
+        return Batch(images, rows.labels, rows.captions, source, seeds=seeds)
+
+    def _shown(self, levels: Tensor, random: PictureRandom) -> Tensor:
         if self.flip:
             mirrored = random.uniform().numpy() < 0.5  # (B,)
-            levels = rows.levels.numpy()
-            levels[mirrored] = levels[mirrored, ..., ::-1]
-        images = PIXELS[self.pixels](rows.levels, random)
-        return Batch(images, rows.labels, rows.captions, seeds=seeds)
+            values = levels.numpy()
+            values[mirrored] = values[mirrored, ..., ::-1]
+        return PIXELS[self.pixels](levels, random)
 
 
 def dequantise(levels: Tensor, random: PictureRandom) -> Tensor:

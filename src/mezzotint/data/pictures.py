@@ -33,6 +33,7 @@ class Rows:
     levels: Tensor  # (B, C, H, W) uint8
     labels: Tensor | None = None  # (B,) int64
     captions: list[str] | None = None
+    source: Tensor | None = None  # (B, C, H, W) uint8, pictures of another set
 
 
 def scale(levels: Tensor) -> Tensor:
@@ -87,9 +88,10 @@ class Pictures(ABC):
         return Shuffled(self, seed)
 
     def batch(self, indices: Sequence[int] | Tensor) -> Batch:
-        """These pictures on the CPU: images (B, C, H, W) float32 = level / 127.5 - 1, labels, captions."""
+        """These pictures on the CPU: images (B, C, H, W) float32 = level / 127.5 - 1, labels, captions, sources."""
         rows = self.rows(indices)
-        return Batch(scale(rows.levels), rows.labels, rows.captions)
+        source = None if rows.source is None else scale(rows.source)
+        return Batch(scale(rows.levels), rows.labels, rows.captions, source)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -187,6 +189,54 @@ class OnDisk(Pictures):
     def _good(self, index: int) -> Decoded:
         following = itertools.chain(range(index, len(self)), range(index))
         return first_good((self.entries[k] for k in following), self.framing, self._damage)
+
+
+class Transported(Pictures):
+    """A set whose pictures each come with one of another set, which has nothing to do with it but chance.
+
+    Training goes through both in random orders of their own. Outside of it, picture i comes with the picture i of one
+    fixed shuffle of the other set, again and again where that is the smaller one.
+
+    pictures  what is to be drawn; size, classes and captions are theirs
+    sources   what it is to be drawn from, of the same size and channels
+    """
+
+    def __init__(self, pictures: Pictures, sources: Pictures) -> None:
+        skipped = [*pictures.skipped, *sources.skipped]
+        super().__init__(pictures.name, pictures.split, replace(pictures.spec, source=True), skipped)
+        self.pictures, self.sources = pictures, sources
+        self.labels = pictures.labels
+        self.cached = pictures.cached and sources.cached
+
+    def __len__(self) -> int:
+        """The number of pictures to be drawn."""
+        return len(self.pictures)
+
+    def rows(self, indices: Sequence[int] | Tensor) -> Rows:
+        """The grey levels, labels and captions of these pictures, and the levels of those they come with."""
+        beside = [int(self._shuffle[int(i) % len(self._shuffle)]) for i in indices]
+        return replace(self.pictures.rows(indices), source=self.sources.rows(beside).levels)
+
+    def order(self, seed: int) -> Order:
+        """The order in which a training run with this seed sees the pictures of both sets."""
+        return SideBySide(self.pictures.order(seed), self.sources.order(fold(seed, 1)))
+
+    @cached_property
+    def _shuffle(self) -> Tensor:
+        return torch.randperm(len(self.sources), generator=torch.Generator().manual_seed(0))
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """The orders of two sets that are trained on together."""
+
+    pictures: Order
+    sources: Order
+
+    def rows(self, start: int, stop: int, mine: Sequence[int]) -> Rows:
+        """Of the pictures start, ..., stop - 1 of both sequences those at the places `mine`, 0 being `start`."""
+        rows = self.pictures.rows(start, stop, mine)
+        return replace(rows, source=self.sources.rows(start, stop, mine).levels)
 
 
 class Stream(Protocol):

@@ -15,7 +15,7 @@ from . import clothes
 from .decode import CROPS, FILTERS, frame
 from .folder import SPLIT_FOLDERS, check_split, choose_split, list_folder
 from .idx import holds_idx, read_split
-from .pictures import InMemory, OnDisk, Pictures, fits_memory, keep, spread_over
+from .pictures import InMemory, OnDisk, Pictures, Transported, fits_memory, keep, spread_over
 from .reading import SAMPLE, Wish, choose_framing
 from .streams import open_hub, open_shards
 
@@ -32,6 +32,7 @@ def open_pictures(
     channels: int | None = None,
     crop: str = "center",
     filter: str = "lanczos",
+    beside: str | os.PathLike[str] | None = None,
 ) -> Pictures:
     """A set of pictures.
 
@@ -44,6 +45,7 @@ def open_pictures(
                 a folder of .tar files, or a pattern such as "shards/*.tar": WebDataset shards
                 "hf:owner/name" or "hf:owner/name@config": a set on the hub
                 any other word: a folder of this name in $MEZZOTINT_DATA or ./data
+                "fashion/sneaker", "mnist/7": one class of a set that comes by name, without labels
     split       "train", "test", "validation" or "all"; a source that has no test split of its own (for a folder:
                 subfolders such as train/ and test/) keeps every tenth picture for it
     image_size  height and width in pixels; by default the common size of the pictures if they are square and
@@ -51,6 +53,8 @@ def open_pictures(
     channels    1 or 3; by default 1 if the pictures are grey
     crop        "center", "squash" or "pad" (`decode.Framing`)
     filter      "nearest", "box", "bilinear", "bicubic" or "lanczos"
+    beside      another source; each picture then comes with one of its pictures, brought to the same size and channels,
+                from which it is to be drawn: `Batch.source`
 
     What size and channels the pictures have is judged by a sample: 256 spread evenly over a folder, the first 256 of
     shards or of a set on the hub. A picture outside the sample that differs is brought to the same size and channels.
@@ -63,6 +67,17 @@ def open_pictures(
     source = os.fspath(source)
     check_split(split)
     wish = _checked(Wish(image_size, channels, crop, filter))
+    if beside is not None:
+        found = _open(source, split, wish)
+        size, depth = found.spec.image_size, found.spec.channels
+        return Transported(found, _open(os.fspath(beside), split, _checked(Wish(size, depth, crop, filter))))
+    return _open(source, split, wish)
+
+
+def _open(source: str, split: str, wish: Wish) -> Pictures:
+    whole, _, label = source.rpartition("/")
+    if whole in ("fashion", *HUB) and not Path(source).exists():
+        return _one_class(_open(whole, split, wish), label)
     kind, _, place = source.partition(":")
     if source == "fashion":
         return _open_clothes(split, wish)
@@ -74,6 +89,16 @@ def open_pictures(
     if source.endswith(".tar"):
         return open_shards(source, _shards(source), split, wish)
     return _open_folder(source, _find_folder(source), split, wish)
+
+
+def _one_class(pictures: Pictures, label: str) -> Pictures:
+    """The pictures of one class, which has no use for labels. Raises `ConfigError` that names the nearest class."""
+    classes = pictures.spec.classes
+    if label not in classes:
+        raise ConfigError(f"{pictures.name} has no class {label!r}{suggest(label, classes)}")
+    assert pictures.labels is not None
+    rows = pictures.rows((pictures.labels == classes.index(label)).nonzero().flatten())
+    return InMemory(f"{pictures.name}/{label}", pictures.split, rows.levels, None, rows.captions)
 
 
 def _checked(wish: Wish) -> Wish:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, DataError
 from ..core.model import Classifies, HasELBO, HasLogProb, Model, Samples
+from ..data.pictures import Transported
 from ..systems import find, load
 from .describing import THUMBNAIL, Described, Describer, spread_over, thumbnails
 from .distances import Estimate, accuracy, frechet_distance, inception_score, kernel_distance
@@ -150,6 +151,8 @@ class Sampling:
             given["captions"] = self.test.batch([k % len(self.test) for k in places]).captions
         elif self.classes:
             given["labels"] = self.labels(places)
+        if self.model.identity is not None and self.model.identity.data.source:
+            given["source"] = self.test.batch([k % len(self.test) for k in places]).source
         return self.model.sample(len(places), seeds=[self.seeds + k for k in places], **given, **self.controls)
 
     def protocol(self) -> dict[str, Any]:
@@ -158,6 +161,8 @@ class Sampling:
         told = {"classes": condition} if self.by_caption or self.classes else {}
         seeds = f"{self.seeds}...{self.seeds + self.n - 1}"
         precision = current_precision(self.model.device)
+        if isinstance(self.test, Transported):
+            told["from"] = f"{self.test.sources.split} pictures of {self.test.sources.name}"
         return {"n": self.n, "seeds": seeds, **told, **self.controls, "precision": precision}
 
 
@@ -297,6 +302,8 @@ def _check(model: Model, test: Pictures, n: int) -> None:
             f"the model knows {built.image_size} px pictures of {built.channels} channel(s), and {test.name} has"
             f" {given.image_size} px pictures of {given.channels}; open the data with the model's size"
         )
+    if built.source and not given.source:
+        raise ConfigError("the model begins from pictures of a second set; name it with --source")
 
 
 def _check_classes(sampling: Sampling, judge: ClassifierFeatures | None) -> None:

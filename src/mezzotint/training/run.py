@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from ..core.batch import Batch, PictureRandom, PictureSpec
 from ..core.checkpoint import checkpoints
@@ -40,6 +41,7 @@ class RunSettings(Config):
 
     system: str
     data: str
+    source: str | None = None  # a second set, from which pictures are transported to those of `data`
     size: str = "small"
     image_size: int | None = None  # None: that of the pictures
     channels: int | None = None
@@ -66,7 +68,8 @@ def train(
     system = find(settings.system)
     settings = _reconcile(settings, system, directory, resume)
     accelerator = accelerator or Accelerator()
-    pictures = open_pictures(settings.data, split="train", image_size=settings.image_size, channels=settings.channels)
+    pictures = open_pictures(settings.data, split="train", image_size=settings.image_size,
+                             channels=settings.channels, beside=settings.source)  # fmt: skip
     recipe_changes, model_changes = _sort_changes(settings.changes or {})
     configs = configure(system, pictures.spec, settings.size, model_changes)
     if accelerator.is_main_process:
@@ -131,7 +134,7 @@ def _reconcile(settings: RunSettings, system: System, directory: Path, resume: b
         logger.info("%s holds no run yet; starting one", directory)
         return settings
     before = read_settings(directory)
-    for name in ("system", "data", "size", "image_size", "channels", "seed"):
+    for name in ("system", "data", "source", "size", "image_size", "channels", "seed"):
         asked, was = getattr(settings, name), getattr(before, name)
         if asked != getattr(RunSettings, name, None) and asked != was:
             option = name.replace("_", "-")
@@ -188,7 +191,8 @@ def _preview(
     """A look at the averaged model: a grid of samples, and the loss on pictures that it does not train on."""
     held_out: Batch | None = None
     try:
-        test = open_pictures(settings.data, split="test", image_size=spec.image_size, channels=spec.channels)
+        test = open_pictures(settings.data, split="test", image_size=spec.image_size,
+                             channels=spec.channels, beside=settings.source)  # fmt: skip
         held_out = _held_out(test, recipe)
     except DataError as error:
         logger.info("no held-out loss: %s", error)
@@ -203,15 +207,16 @@ def _preview(
             if isinstance(model, Classifies) and batch.labels is not None:
                 hits = model.classify(batch.images).argmax(1) == batch.labels
                 numbers["held_out_accuracy"] = hits.float().mean().item()
-        if isinstance(model, Samples):
+        if isinstance(model, Samples) and not (spec.source and held_out is None):
+            begin = held_out.source if held_out is not None else None
             if not seconds_each:
                 began = time.monotonic()
-                model.sample(1, seeds=settings.seed)
+                model.sample(1, seeds=settings.seed, **_from(begin, 1))
                 seconds_each.append(time.monotonic() - began)
             columns = len(model.classes) if 2 <= len(model.classes) <= 16 else 8  # one class a column
             n = max(1, min(PREVIEW_ROWS * columns, int(PREVIEW_SECONDS / seconds_each[0])))
             labels = torch.arange(n) % len(model.classes) if model.classes else None
-            images = model.sample(n, labels=labels, seeds=settings.seed)
+            images = model.sample(n, labels=labels, seeds=settings.seed, **_from(begin, n))
             path = place / "samples" / f"step_{step:06d}.png"
             path.parent.mkdir(exist_ok=True)
             grid(images.float().cpu(), columns=columns).save(path)
@@ -225,4 +230,10 @@ def _held_out(test: Pictures, recipe: Recipe) -> Batch:
     rows = test.rows(spread_over(len(test), HELD_OUT))
     seeds = list(range(len(rows.levels)))
     images = PIXELS[recipe.pixels](rows.levels, PictureRandom(seeds))
-    return Batch(images, rows.labels, rows.captions, seeds=seeds)
+    source = None if rows.source is None else PIXELS[recipe.pixels](rows.source, PictureRandom(seeds))
+    return Batch(images, rows.labels, rows.captions, source, seeds=seeds)
+
+
+def _from(begin: Tensor | None, n: int) -> dict[str, Any]:
+    """What n samples begin from, for a model that begins from pictures."""
+    return {} if begin is None else {"source": begin[:n]}
