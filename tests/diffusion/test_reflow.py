@@ -174,7 +174,7 @@ def test_the_pairs_are_the_teachers_pictures(truth):
     model = student(teacher)
     pairs = model.pool.draw(PictureRandom(range(5)), model.solve)
     assert torch.equal(pairs.labels, pairs.number % 3)
-    guided = teacher.denoiser(pairs.labels, teacher.guidance(1.5))
+    guided = teacher.denoiser(pairs.labels, teacher.sampling_guidance(1.5))
     expected = trajectory(euler, guided, pairs.noise, uniform(3, STRAIGHT))[:, 0].detach()
     truth("reflow", "pairs", "the guided teacher's Euler steps", (pairs.end - expected).abs().max(), 1e-5)
 

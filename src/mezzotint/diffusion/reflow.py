@@ -104,7 +104,7 @@ def straightness(
     c = model.config
     with evaluating(model):
         x = model.first(random.normal(c.channels, c.image_size, c.image_size), grid)
-        return departure(model.denoiser(wanted, model.guidance(guidance)), x, grid)
+        return departure(model.denoiser(wanted, model.sampling_guidance(guidance)), x, grid)
 
 
 def departure(denoiser: Denoiser, x: Tensor, grid: Tensor) -> Tensor:
