@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from .guidance import ClassifierFree, Guidance
 from .paths import PATHS, Coefficients
 from .predictions import Denoiser, rows, target, unit
 from .solvers import SOLVERS, Callback, Solver, ddim
-from .times import TIMES
+from .times import TIMES, TimeSampler
 from .weighting import WEIGHTINGS
 
 Choice = TypeVar("Choice")
@@ -53,6 +53,8 @@ class DenoisingConfig(Config):
     guidance_rescale: float = 0.0  # phi of Lin et al. 2024
     clip: bool = True  # hold the expected clean picture within [-1, 1] while sampling
 
+    time_samplers: ClassVar[Mapping[str, TimeSampler]] = TIMES  # by the names that `times` may have
+
     def __post_init__(self) -> None:
         for name, least in (("image_size", 1), ("channels", 1), ("classes", 0)):
             if getattr(self, name) < least:
@@ -60,7 +62,7 @@ class DenoisingConfig(Config):
         if not 0 <= self.label_dropout <= 1:
             raise ConfigError(f"label_dropout is a probability, not {self.label_dropout}")
         path = choose("path", PATHS, self.path)
-        choose("time sampler", TIMES, self.times)
+        choose("time sampler", self.time_samplers, self.times)
         choose("weighting", WEIGHTINGS, self.weighting)
         choose("solver", SOLVERS, self.solver)
         choose("grid", GRIDS, self.grid)(self.steps, path)  # refuses a number of steps that it cannot make
@@ -106,7 +108,7 @@ class DenoisingModel(Model):
         the picture to noise, add to it.
         """
         x, random = batch.images, batch.random()
-        t = TIMES[self.config.times](random, self.path)  # (B,)
+        t = self.training_times(random)  # (B,)
         labels = self.training_labels(batch, random)
         n = random.normal(*x.shape[1:])  # (B, C, H, W)
         return self.regression(x, n, t, labels)
@@ -249,6 +251,10 @@ class DenoisingModel(Model):
         """The unguided denoiser as the ODE needs it: without a jump where the clean picture leaves [-1, 1]."""
         made = self.denoiser(labels)
         return Denoiser(made.network, made.path, made.kind, learned_variance=made.learned_variance)
+
+    def training_times(self, random: PictureRandom) -> Tensor:
+        """At which times the loss of these pictures is taken, (B,) float64 on the CPU."""
+        return self.config.time_samplers[self.config.times](random, self.path)
 
     def training_labels(self, batch: Batch, random: PictureRandom) -> Tensor | None:
         """The labels that the network is told, some of them hidden; None for a model without classes."""
