@@ -178,8 +178,10 @@ def parameter_counts(system: System) -> dict[str, dict[str, int]]:
         classes, source = tuple(map(str, range(10))), "source" in system.needs
         data = PictureSpec(image_size=32, channels=3, classes=classes, captions=True, source=source)
         configs = configure(system, data, size)
+        built: dict[str, Model] = {}
         with torch.device("meta"):
             for stage in system.stages:
-                model = build_stage(system, stage.name, configs, Identity(system.name, stage.name, size, data))
+                model = build_stage(system, stage.name, configs, Identity(system.name, stage.name, size, data), built)
                 counts[stage.name][size] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+                built[stage.name] = model
     return counts
