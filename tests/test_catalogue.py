@@ -31,13 +31,18 @@ def build(name: str, spec) -> mz.Model:
     )
 
 
+def leave_zero(model: mz.Model) -> None:
+    """Off the zeros of a zero-initialised layer, behind which gradients vanish and all pictures are alike."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_parameter_of_every_player_receives_a_gradient(name, batch):
     pictures, spec = batch
     model = build(name, spec).train()
-    with torch.no_grad():
-        for parameter in model.parameters():  # off the zeros of a zero-initialised layer, behind which gradients vanish
-            parameter.add_(0.02 * torch.randn_like(parameter))
+    leave_zero(model)
     for player, part in model.players().items():
         model.zero_grad()
         losses = model(pictures, player)
@@ -80,6 +85,7 @@ def test_samples_have_the_shape_and_range_of_pictures(name, batch):
     model = build(name, spec).eval()
     if not isinstance(model, Samples):
         pytest.skip("draws no pictures")
+    leave_zero(model)
     labels = torch.tensor([3, 1, 2]) if model.classes else None
     given = {"source": pictures.source[5:8]} if model.identity.data.source else {}
     images = model.sample(3, labels=labels, seeds=5, **given)
