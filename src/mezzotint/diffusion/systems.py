@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..core.batch import PictureSpec
 from ..core.config import Config
 from ..core.model import Model
 from ..core.system import Optimizer, Paper, Recipe, Stage, System
+from ..nn.ncsnpp import ncsnpp_config
+from .adm import adm_unet
+from .consistency import ConsistencyConfig, ConsistencyDistillation, ConsistencyTraining
 from .model import DenoisingConfig, DenoisingModel
 from .networks import ddpm_unet, small_unet
+from .progressive import ProgressiveStudent, published_unet
 
 Kind = TypeVar("Kind", bound=DenoisingConfig)
 
@@ -74,6 +79,169 @@ ddpm = System(
     }),
 )  # fmt: skip
 
+# Distillation ---------------------------------------------------------------------------------------------------------
+
+# A small student is nearly its teacher when it begins: it needs smaller steps, and fewer of them.
+SMALL_STUDENT = replace(
+    SMALL_RECIPE, pictures=500_000, warmup=1_000,
+    optimizers={"model": Optimizer("adamw", lr=5e-4, betas=(0.9, 0.99), weight_decay=0.0)},
+)  # fmt: skip
+
+PROGRESSIVE: dict[str, Any] = {
+    "path": "cosine", "times": "uniform", "weighting": "truncated-snr", "solver": "ddim", "grid": "uniform",
+    "clip": True,
+}  # fmt: skip
+
+
+def _halving(steps: int, share: float) -> Stage:
+    """The round whose student takes so many steps. Its teacher's guidance is in what it learns, so it needs none."""
+    same: dict[str, Any] = {**PROGRESSIVE, "steps": steps, "label_dropout": 0.0}
+    sizes = {
+        "small": lambda data: _config(DenoisingConfig, data, small_unet(data), **same, prediction="v"),
+        "paper": lambda data: _config(
+            DenoisingConfig, data, published_unet(data.image_size, dropout=0.0), **same, prediction="clean"
+        ),
+    }
+    # Salimans and Ho 2022: 50 k updates a round, learning rate falling to 0 in a line, no average
+    paper = Recipe(
+        batch_size=128, pictures=6_400_000, optimizers={"model": Optimizer("adam", lr=5e-5)}, warmup=0, decay="linear",
+        ema_half_life=0, flip=True,
+    )  # fmt: skip
+    return Stage(f"student-{steps}", ProgressiveStudent, sizes, {"small": SMALL_STUDENT, "paper": paper}, share)
+
+
+progressive_distillation = System(
+    name="progressive-distillation",
+    title="Progressive distillation",
+    paper=Paper("Progressive Distillation for Fast Sampling of Diffusion Models", "Salimans, Ho", 2022, "2202.00512"),
+    family="diffusion",
+    survey="section 6.1, eq. 89; guidance: eq. 92",
+    summary=(
+        "A student learns to go in one step of DDIM where its teacher goes in two, and then becomes the teacher of the "
+        "next. Six rounds turn a sampler of 64 steps into one of a single step, with the guidance built in."
+    ),
+    stages=(
+        Stage(
+            "teacher",
+            DenoisingModel,
+            {
+                "small": lambda data: _config(
+                    DenoisingConfig, data, small_unet(data), **PROGRESSIVE, prediction="v", steps=64, guidance=1.0
+                ),
+                # The paper begins at 8192 steps, seven rounds earlier.
+                "paper": lambda data: _config(
+                    DenoisingConfig, data, published_unet(data.image_size), **PROGRESSIVE, prediction="clean", steps=64
+                ),
+            },
+            {
+                "small": SMALL_RECIPE,
+                "paper": replace(
+                    PAPER_RECIPE, warmup=128_000, optimizers={"model": Optimizer("adamw", lr=2e-4, weight_decay=1e-3)}
+                ),
+            },
+            share=12,
+        ),
+        *(_halving(steps, share) for steps, share in {32: 1, 16: 1, 8: 1, 4: 1.5, 2: 2, 1: 2.5}.items()),
+    ),
+)  # fmt: skip
+
+
+def _consistency(data: PictureSpec, network: Any, **choices: Any) -> ConsistencyConfig:
+    return ConsistencyConfig(data.image_size, data.channels, len(data.classes), network, **choices)
+
+
+# Of which consistency distillation is the student: Karras et al. 2022, all choices
+KARRAS: dict[str, Any] = {
+    "path": "edm", "prediction": "edm", "unit_input": True, "times": "log-normal", "weighting": "edm",
+    "solver": "heun", "grid": "karras", "clip": False,
+}  # fmt: skip
+DISTILLED: dict[str, Any] = {"growth": "none", "times": "uniform", "weighting": "simple"}  # Song et al. 2023
+
+consistency_distillation = System(
+    name="consistency-distillation",
+    title="Consistency distillation",
+    paper=Paper("Consistency Models", "Song, Dhariwal, Chen, Sutskever", 2023, "2303.01469"),
+    family="diffusion",
+    survey="section 6.1, fig. 53 and table VII; guidance: eq. 92",
+    summary=(
+        "One network takes every point of a teacher's trajectory to its end. It is trained to say the same of a noisy "
+        "picture and of where the teacher's solver takes it next; one evaluation then draws a picture, a few more a "
+        "better one."
+    ),
+    stages=(
+        Stage(
+            "teacher",
+            DenoisingModel,
+            {
+                "small": lambda data: _config(
+                    DenoisingConfig, data, small_unet(data), **KARRAS, steps=18, guidance=1.0
+                ),
+                "paper": lambda data: _config(DenoisingConfig, data, adm_unet(data.image_size), **KARRAS, steps=40),
+            },
+            {
+                "small": SMALL_RECIPE,
+                # For ImageNet at 64 pixels, as published with the paper: EMA 0.9999432 at a batch of 4096
+                "paper": Recipe(
+                    batch_size=4096, pictures=2_457_600_000, optimizers={"model": Optimizer("adam", lr=1e-4)},
+                    warmup=10_000_000, decay="constant", ema_half_life=50_000_000, flip=True,
+                ),
+            },
+            share=2,
+        ),
+        Stage(
+            "student",
+            ConsistencyDistillation,
+            {
+                "small": lambda data: _consistency(data, small_unet(data), **DISTILLED, s0=18, target_decay=0.9),
+                # The ablation with the squared metric; the best numbers are with LPIPS, a network of features.
+                "paper": lambda data: _consistency(
+                    data, replace(adm_unet(data.image_size), dropout=0.0), **DISTILLED, s0=40, target_decay=0.95,
+                    metric="squared",
+                ),
+            },
+            {
+                "small": SMALL_STUDENT,
+                # RAdam in the paper: Adam whose first two thousand steps are warm-up
+                "paper": Recipe(
+                    batch_size=2048, pictures=1_228_800_000, warmup=4_096_000, decay="constant",
+                    optimizers={"model": Optimizer("adam", lr=8e-6, clip=None)}, ema_half_life=25_000_000, flip=True,
+                ),
+            },
+        ),
+    ),
+)  # fmt: skip
+
+SMALL_CONSISTENCY = replace(
+    SMALL_RECIPE, optimizers={"model": Optimizer("adamw", lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)}
+)
+# Song and Dhariwal 2024, CIFAR-10: 400 k steps of RAdam, EMA 0.99993
+PAPER_CONSISTENCY = Recipe(
+    batch_size=1024, pictures=409_600_000, optimizers={"model": Optimizer("adam", lr=1e-4, clip=None)},
+    warmup=2_048_000, decay="constant", ema_half_life=10_140_000, flip=True,
+)  # fmt: skip
+
+consistency_training = System(
+    name="consistency-training",
+    title="Improved consistency training",
+    paper=Paper("Improved Techniques for Training Consistency Models", "Song, Dhariwal", 2024, "2310.14189"),
+    family="diffusion",
+    survey="section 6.1, fig. 53",
+    summary=(
+        "A consistency model without a teacher: one network is trained to say the same of a picture under some noise "
+        "and under a little more of the same noise. The steps between the two grow finer as training goes on."
+    ),
+    stages=_one_stage(ConsistencyTraining, {
+        # A longer or shorter run than the recipe's needs another total_steps, by which the grid grows.
+        "small": lambda data: _consistency(
+            data, small_unet(data), s0=10, s1=80, total_steps=SMALL_CONSISTENCY.pictures // SMALL_CONSISTENCY.batch_size
+        ),
+        "paper": lambda data: _consistency(
+            data, replace(ncsnpp_config(data.image_size), dropout=0.3, fourier_scale=0.02),
+            total_steps=PAPER_CONSISTENCY.pictures // PAPER_CONSISTENCY.batch_size,
+        ),
+    }, PAPER_CONSISTENCY, SMALL_CONSISTENCY),
+)  # fmt: skip
+
 # Section 7: flows -----------------------------------------------------------------------------------------------------
 
 RECTIFIED: dict[str, Any] = {
@@ -103,4 +271,4 @@ rectified_flow = System(
     }),
 )  # fmt: skip
 
-SYSTEMS = (ddpm, rectified_flow)
+SYSTEMS = (ddpm, progressive_distillation, consistency_distillation, consistency_training, rectified_flow)
