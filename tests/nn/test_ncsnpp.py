@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mezzotint.core.errors import ConfigError
+from mezzotint.core.precision import autocast
 from mezzotint.nn.attention import Attention
 from mezzotint.nn.embeddings import FourierTimeEmbedding, RandomFourier
 from mezzotint.nn.flops import multiply_adds
@@ -236,6 +237,17 @@ def test_one_time_for_all_is_that_time_for_each(truth):
     each = network(x, torch.full((3,), 2.5), labels)
     error = ((network(x, torch.tensor(2.5), labels) - each).abs().max() / each.abs().max()).detach()
     truth("NCSN++", "one time for the whole batch, float64", "the same time for each picture", error, 1e-14)
+
+
+def test_low_precision_stays_near(truth):
+    """bf16 keeps 8 bits: the answers of the whole network differ by about one part in a hundred."""
+    config = replace(TINY, channels=16, embedding="fourier", taps=SMOOTH, progressive_input="residual")
+    network, x, t = randomised(config.build(1, 1), std=0.1), torch.randn(4, 1, 8, 8), torch.randn(4)
+    with torch.no_grad():
+        expected = network(x, t)
+        with autocast("bf16", torch.device("cpu")):
+            error = (network(x, t).float() - expected).abs().max() / expected.abs().max()
+    truth("NCSN++", "bf16, relative to the largest output", "float32", error, 3e-2)
 
 
 def test_labels_are_for_networks_with_classes():
