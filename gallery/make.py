@@ -45,7 +45,7 @@ class Entry:
     """One page: how a system was trained, drawn from and judged."""
 
     system: str
-    minutes: float = 5.0  # on one core
+    pictures: int = 30_000  # seen in training, over all stages
     data: str = "fashion"
     train: str = ""  # further options of `mezzotint train`
     controls: str = ""  # options of `mezzotint sample` and `evaluate`
@@ -54,7 +54,7 @@ class Entry:
 
 
 ENTRIES = (
-    Entry("classifier", minutes=2, evaluate="--data fashion", draws=False),
+    Entry("classifier", pictures=150_000, evaluate="--data fashion", draws=False),
     Entry("ddpm", controls="--guidance 1"),
     Entry("rectified-flow", controls="--guidance 1"),
 )
@@ -80,7 +80,7 @@ def command(line: str, threads: int) -> dict:
 def make(entry: Entry, threads: int, anew: bool) -> dict:
     """The numbers of one page."""
     run = f"{RUNS}/{entry.system}"
-    line = f"train {entry.system} --data {entry.data} --minutes {entry.minutes:g} {entry.train} --seed 0 --out {run}"
+    line = f"train {entry.system} --data {entry.data} --pictures {entry.pictures} {entry.train} --seed 0 --out {run}"
     line = " ".join(line.split())
     facts = ROOT / run / "trained.json"
     if anew or not facts.exists():

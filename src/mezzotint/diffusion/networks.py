@@ -10,7 +10,7 @@ COARSEST = 16  # positions across the level at which the small network attends, 
 
 
 def small_unet(data: PictureSpec) -> UNetConfig:
-    """About 1.6 M parameters: patches of 2, then halved while the size is even and above 8; attention at the coarsest.
+    """About 0.9 M parameters: patches of 2, then halved while the size is even and above 8; attention at the coarsest.
 
     Patches make the first level, where a UNet spends most of its time, four times as quick; pictures whose size is odd
     or below 16 pixels are seen pixel by pixel.
@@ -30,7 +30,7 @@ def small_unet(data: PictureSpec) -> UNetConfig:
     multipliers = (1,) * min(levels, 2) + (2,) * (levels - 2)
     attention = tuple(level == levels - 1 for level in range(levels))
     return UNetConfig(
-        channels=64, multipliers=multipliers, blocks=2, attention=attention, head_dim=32, groups=8, patch=patch
+        channels=48, multipliers=multipliers, blocks=2, attention=attention, head_dim=24, groups=8, patch=patch
     )
 
 

@@ -161,6 +161,15 @@ class UNet(nn.Module):
         self.time_widths = [block.time_width for block in self.res_blocks()]
         # One matrix product for the time of all blocks, instead of a small one in each.
         self.time_projection = nn.Linear(time_dim, sum(self.time_widths))
+        self._begin_as_identity()
+
+    def _begin_as_identity(self) -> None:
+        """The last layer of each residual branch, and of all, begins at zero (Ho et al. 2020, their released code)."""
+        last: list[nn.Conv2d | nn.Linear] = [block.conv2 for block in self.res_blocks()]
+        last += [module.out for module in self.modules() if isinstance(module, Attention)]
+        for layer in [*last, self.conv_out]:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(cast("Tensor", layer.bias))
 
     def res_blocks(self) -> list[ResBlock]:
         """In the order in which they are passed, which is the order of `time_projection`'s rows."""
