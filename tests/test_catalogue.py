@@ -58,6 +58,7 @@ def test_every_parameter_of_every_player_receives_a_gradient(name, batch):
 def test_one_step_changes_the_loss(name, batch):
     pictures, spec = batch
     model = build(name, spec).train()
+    leave_zero(model)
     players = model.players()
     for player in model.turns(0):
         optimizer = torch.optim.SGD(players[player].parameters(), lr=1e-2)

@@ -10,18 +10,22 @@ from ..core.batch import PictureSpec
 from ..core.config import Config
 from ..core.model import Model
 from ..core.system import Optimizer, Paper, Recipe, Stage, System
-from ..nn.ncsnpp import ncsnpp_config
-from .adm import adm_unet
+from ..nn.ncsnpp import ddpmpp_config, ncsnpp_config
+from ..nn.unet import UNetConfig
+from .adm import BLOCKS, adm_unet
+from .boundary import BoundaryConfig, BoundaryModel
 from .consistency import ConsistencyConfig, ConsistencyDistillation, ConsistencyTraining
 from .model import DenoisingConfig, DenoisingModel
 from .networks import ddpm_unet, small_unet
 from .progressive import ProgressiveStudent, published_unet
+from .reflow import ReflowConfig, ReflowModel
+from .transport import TransportConfig, TransportModel
 
 Kind = TypeVar("Kind", bound=DenoisingConfig)
 
 # A few minutes on two cores of a laptop: many small steps, a short memory of the average.
 SMALL_RECIPE = Recipe(
-    batch_size=32,
+    batch_size=16,
     optimizers={"model": Optimizer("adamw", lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.01)},
     warmup=2_000,
     ema_half_life=20_000,
@@ -58,7 +62,8 @@ def _one_stage(
 # Section 6: diffusion -------------------------------------------------------------------------------------------------
 
 DDPM: dict[str, Any] = {
-    "path": "linear", "prediction": "noise", "times": "discrete", "weighting": "simple", "grid": "leading", "clip": True,
+    "path": "linear", "prediction": "noise", "times": "discrete", "weighting": "simple", "grid": "leading",
+    "clip": True,
 }  # fmt: skip
 
 ddpm = System(
@@ -266,9 +271,164 @@ rectified_flow = System(
         "small": lambda data: _config(
             DenoisingConfig, data, small_unet(data), **RECTIFIED, times="logit-normal", guidance=1.0
         ),
-        # The paper trains DDPM++ (Song et al. 2021); with DDPM's UNet both systems differ in the path alone.
-        "paper": lambda data: _config(DenoisingConfig, data, ddpm_unet(data), **RECTIFIED, times="uniform"),
+        "paper": lambda data: _config(
+            DenoisingConfig, data, ddpmpp_config(data.image_size), **RECTIFIED, times="uniform"
+        ),
     }),
 )  # fmt: skip
 
-SYSTEMS = (ddpm, progressive_distillation, consistency_distillation, consistency_training, rectified_flow)
+
+def _rectified(share: float) -> Stage:
+    """Rectified flow as the first stage of what is learned from it."""
+    (stage,) = rectified_flow.stages
+    return replace(stage, name="rectified", share=share)
+
+
+# What later flows learn from: on a laptop, eight Euler steps of the first flow; in the paper, the adaptive solver, and
+# millions of pairs, which are more than a model can keep.
+SMALL_PAIRS: dict[str, Any] = {"pairs": 2048, "teacher_steps": 8}
+PAPER_PAIRS: dict[str, Any] = {"pairs": 4_000_000, "keep_pairs": False, "teacher_solver": "rk45", "teacher_steps": 1}
+
+
+def _reflow(name: str, share: float, steps: int, *, first: bool = True, **choices: Any) -> Stage:
+    """A flow learned from the pairs of the stage before. The guidance of the first flow is in its pairs already."""
+    same: dict[str, Any] = {**RECTIFIED, "times": "uniform", "steps": steps, "label_dropout": 0.0, **choices}
+    small = SMALL_PAIRS if first else {**SMALL_PAIRS, "teacher_steps": 4}
+    return Stage(
+        name, ReflowModel,
+        {
+            "small": lambda data: _config(ReflowConfig, data, small_unet(data), **same, **small),
+            "paper": lambda data: _config(ReflowConfig, data, ddpmpp_config(data.image_size), **same, **PAPER_PAIRS),
+        },
+        {"small": SMALL_STUDENT, "paper": PAPER_RECIPE}, share,
+    )  # fmt: skip
+
+
+reflow = System(
+    name="reflow",
+    title="Rectified flow with reflow and distillation",
+    paper=rectified_flow.paper,
+    family="diffusion",
+    survey="section 7.1, eq. 103-105 and figure 69; guidance: eq. 92",
+    summary=(
+        "A rectified flow draws pictures from noise, and a second one learns from these pairs in place of independent "
+        "ones. Its paths no longer cross, so they are nearly straight, and a third model learns to go them in one step."
+    ),
+    stages=(_rectified(3), _reflow("reflow", 2, 4), _reflow("one-step", 1, 1, first=False, one_step=True)),
+)
+
+
+def _transport(data: PictureSpec, network: Any, steps: int) -> TransportConfig:
+    return TransportConfig(
+        data.image_size, data.channels, network=network, times="uniform", weighting="simple", solver="euler",
+        grid="uniform", steps=steps,
+    )  # fmt: skip
+
+
+rectified_transport = System(
+    name="rectified-transport",
+    title="Rectified flow from picture to picture",
+    paper=rectified_flow.paper,
+    family="diffusion",
+    survey="section 7.1, eq. 103-105 and figure 69",
+    summary=(
+        "Straight lines join the pictures of one set to those of another, any to any, and the flow of their mean "
+        "direction carries one set into the other: a sneaker becomes a boot, a digit a dress. Reflow straightens it."
+    ),
+    needs=frozenset({"source"}),
+    stages=(
+        Stage("flow", TransportModel, {
+            "small": lambda data: _transport(data, small_unet(data), steps=20),
+            "paper": lambda data: _transport(data, ddpmpp_config(data.image_size), steps=20),
+        }, {"small": SMALL_RECIPE, "paper": PAPER_RECIPE}, share=2),
+        Stage("reflow", TransportModel, {
+            "small": lambda data: _transport(data, small_unet(data), steps=4),
+            "paper": lambda data: _transport(data, ddpmpp_config(data.image_size), steps=4),
+        }, {"small": SMALL_STUDENT, "paper": PAPER_RECIPE}),
+    ),
+)  # fmt: skip
+
+# Lipman et al. 2022, appendix E, CIFAR-10: batch 256, Adam at 5e-4 falling to 0, 391 k steps, no dropout, no flips said
+FLOW_MATCHING_RECIPE = Recipe(
+    batch_size=256, pictures=100_096_000, optimizers={"model": Optimizer("adam", lr=5e-4)}, warmup=11_520_000,
+    decay="linear", ema_half_life=887_000,
+)  # fmt: skip
+
+
+def _flow_matching(kind: str, path: str, title: str, summary: str) -> System:
+    """Flow matching on one of its paths: what a network learns is the velocity, whichever it is."""
+    same: dict[str, Any] = {**RECTIFIED, "path": path, "times": "uniform"}
+    return System(
+        name=f"flow-matching-{kind}",
+        title=f"Flow matching with {title} paths",
+        paper=Paper("Flow Matching for Generative Modeling", "Lipman, Chen, Ben-Hamu, Nickel, Le", 2022, "2210.02747"),
+        family="diffusion",
+        survey="section 7.2, eq. 107-112, Box 11 and table XI; guidance: eq. 92",
+        summary=summary,
+        stages=_one_stage(DenoisingModel, {
+            "small": lambda data: _config(DenoisingConfig, data, small_unet(data), **same, guidance=1.0),
+            "paper": lambda data: _config(
+                DenoisingConfig, data, _flow_matching_unet(data), **{**same, "solver": "rk45", "steps": 1}
+            ),
+        }, FLOW_MATCHING_RECIPE),
+    )  # fmt: skip
+
+
+def _flow_matching_unet(data: PictureSpec) -> UNetConfig:
+    """ADM's network as in the paper's appendix E, CIFAR-10: 256 channels, attention at 16 x 16, four heads of 64."""
+    attention = tuple(data.image_size // 2**level == 16 for level in range(4))
+    return UNetConfig(256, (1, 2, 2, 2), blocks=2, attention=attention, head_dim=64, **BLOCKS)
+
+
+flow_matching_ot = _flow_matching(
+    "ot", "ot", "optimal-transport",
+    "A network learns the velocity of a flow from noise to pictures by regression on velocities that each lead to a "
+    "single picture. Here they go straight, at constant speed, to a narrow Gaussian around each picture.",
+)  # fmt: skip
+
+flow_matching_diffusion = _flow_matching(
+    "diffusion", "vp", "diffusion",
+    "A network learns the velocity of a flow from noise to pictures by regression on velocities that each lead to a "
+    "single picture. Here they follow the variance-preserving diffusion, without its randomness.",
+)  # fmt: skip
+
+improved_rectified_flow = System(
+    name="improved-rectified-flow",
+    title="Improved rectified flow",
+    paper=Paper("Improving the Training of Rectified Flows", "Lee, Lin, Fanti", 2024, "2405.20320"),
+    family="diffusion",
+    survey="section 7.1; guidance: eq. 92",
+    summary=(
+        "One round of reflow is enough if it is trained well: at times near both ends, where a straight flow is hard "
+        "to learn, and with the pseudo-Huber metric, which a few bad pairs do not move. One or two steps are enough."
+    ),
+    stages=(_rectified(3), _reflow("model", 2, 2, times="u-shaped", metric="pseudo-huber")),
+)
+
+boundary_rectified_flow = System(
+    name="boundary-rectified-flow",
+    title="Boundary-enforced rectified flow",
+    paper=Paper(
+        "Improving Rectified Flow with Boundary Conditions", "Hu, Liao, Xu, Liu, Li, Ie, Fei, Liu", 2025, "2506.15864"
+    ),
+    family="diffusion",
+    survey="section 7.1, eq. 106; guidance: eq. 92",
+    summary=(
+        "From pure noise all lines lead to the mean picture, and at a picture the velocity is the picture itself. Here "
+        "the velocity is written so that both hold whatever the network says, which is left to say the rest."
+    ),
+    stages=_one_stage(BoundaryModel, {
+        "small": lambda data: _config(
+            BoundaryConfig, data, small_unet(data), **RECTIFIED, times="logit-normal", guidance=1.0
+        ),
+        "paper": lambda data: _config(
+            BoundaryConfig, data, ddpmpp_config(data.image_size), **RECTIFIED, times="uniform"
+        ),
+    }),
+)  # fmt: skip
+
+SYSTEMS = (
+    ddpm, progressive_distillation, consistency_distillation, consistency_training,
+    rectified_flow, reflow, rectified_transport, flow_matching_ot, flow_matching_diffusion, improved_rectified_flow,
+    boundary_rectified_flow,
+)  # fmt: skip
