@@ -8,6 +8,9 @@ three times on the way: figure 58 is the end, figure 59 the way.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import torch
 from harness import arguments, figure, judged, save, trained, write
 
 import mezzotint as mz
@@ -20,6 +23,11 @@ SIZES = {  # name: (width, depth, heads, patch)
     "192 wide, patch 2": (192, 4, 6, 2),
 }
 BUDGETS = (4_000, 8_000, 16_000)  # pictures seen
+
+
+def picture() -> tuple[torch.Tensor, ...]:
+    """One picture, its time and its class."""
+    return torch.zeros(1, 1, 28, 28), torch.zeros(1), torch.zeros(1, dtype=torch.long)
 
 
 def main() -> None:
@@ -35,7 +43,7 @@ def main() -> None:
             place = f"dit/{width}_{patch}"
             model = mz.load(trained(place, "dit", *options, pictures=budget))
             quality[name][budget] = judged(model, asked, guidance=0.0)["fd_classifier"]
-        cost[name] = multiply_adds(model.network, channels=1, image_size=28) / 1e9
+        cost[name] = multiply_adds(model.network, *picture()) / 1e9
     drawn, (left, right) = figure("dit_scaling", ncols=2, figsize=(8.5, 3.4))
     for name, curve in quality.items():
         left.plot(cost[name], curve[BUDGETS[-1]], "o")
@@ -52,7 +60,7 @@ def main() -> None:
         text += f"| {name} | {cost[name]:.4f} | " + " | ".join(f"{value:.2f}" for value in curve.values()) + " |\n"
     by_cost = sorted(cost, key=lambda name: cost[name])
     falling = [quality[name][BUDGETS[-1]] for name in by_cost]
-    monotone = all(a > b for a, b in zip(falling, falling[1:]))
+    monotone = all(a > b for a, b in pairwise(falling))
     holds = "holds here" if monotone else "does **not** hold everywhere at this scale"
     body = (
         "![computation against quality](dit_scaling.png)\n\nThe survey: more computation per picture, by width or by"

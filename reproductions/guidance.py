@@ -37,7 +37,7 @@ def main() -> None:
         body += f"\n## {name}\n\n| strength | " + " | ".join(SHOWN) + " |\n|" + "---|" * (len(SHOWN) + 1) + "\n"
         for strength, row in sweep.items():
             body += f"| {strength:g} | " + " | ".join(f"{row[key]:.4g}" for key in SHOWN) + " |\n"
-        first, last = list(sweep.values())[0], list(sweep.values())[-1]
+        first, *_, last = sweep.values()
         up = "rises" if last["class_accuracy"] > first["class_accuracy"] else "does **not** rise"
         down = "falls" if last["recall"] < first["recall"] else "does **not** fall"
         best = min(sweep, key=lambda strength: sweep[strength]["fd_classifier"])
