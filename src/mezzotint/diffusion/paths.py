@@ -15,6 +15,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..core.errors import ConfigError
+
 
 class Coefficients(NamedTuple):
     """A path at some time: float64, of the time's shape, on the CPU like it."""
@@ -85,9 +87,9 @@ class Straight:
         return 1000 * t.double()
 
     def time_of(self, ratio: Tensor) -> Tensor:
-        """(r - sigma_min) / (r + 1 - sigma_min), written so that an infinite ratio gives 1."""
-        per = 1 / ratio.double()
-        return ((1 - self.sigma_min * per) / (1 + (1 - self.sigma_min) * per)).clamp(min=0)
+        """(r - sigma_min) / (r + 1 - sigma_min), and 1 where the ratio is infinite."""
+        r = ratio.double()
+        return torch.where(r.isinf(), 1.0, (r - self.sigma_min) / (r + 1 - self.sigma_min)).clamp(min=0)
 
 
 def linear_betas(T: int) -> Tensor:
@@ -161,6 +163,8 @@ class VariancePreserving:
     def log_alpha_bars(self) -> Tensor:
         """ln alpha_bar at t = 0, 1/T, ..., 1, (T + 1,)."""
         increments = torch.log1p(-self.betas(self.steps))
+        if not increments.isfinite().all():
+            raise ConfigError(f"a diffusion in {self.steps} steps has a variance of 1 or more; take more steps")
         return torch.cat([increments.new_zeros(1), increments.cumsum(0)])
 
 
@@ -270,11 +274,11 @@ class ContinuousVP:
         return 999 * t.double()
 
     def time_of(self, ratio: Tensor) -> Tensor:
-        """alpha from the ratio, then t from the quadratic equation for ln alpha."""
+        """The root of the quadratic equation for -2 ln alpha = ln(1 + r^2), sub-VP: 2 arsinh(r / 2); may be above 1."""
         r = ratio.double()
-        alpha = 2 / (r + torch.sqrt(r**2 + 4)) if self.sub else 1 / torch.sqrt(1 + r**2)
-        rise, decay = self.beta_max - self.beta_min, -2 * torch.log(alpha)
-        return 2 * decay / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * rise * decay))  # stable for small decay
+        decay = 2 * torch.asinh(r / 2) if self.sub else torch.log1p(r**2)
+        first, second = self.beta_min / decay, 2 * (self.beta_max - self.beta_min) / decay
+        return 2 / (first + torch.sqrt(first**2 + second))  # exact for small ratios, infinite for infinite ones
 
 
 @dataclass(frozen=True)
