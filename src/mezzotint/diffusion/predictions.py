@@ -180,9 +180,10 @@ def carried(x: Tensor, t: Tensor, there: Path, here: Path) -> tuple[Tensor, Tens
     """A noisy picture and its time on the path `there`, carried over to the path `here`.
 
     A noisy picture is known up to its scale by sigma / alpha alone, so the time is that at which the path here has the
-    same ratio, and x is stretched to the length that it has here (Karras et al. 2022, section 2 and eq. 4).
+    same ratio, and x is stretched to the length that it has here (Karras et al. 2022, section 2 and eq. 4). A picture
+    noisier than the path here ever makes one, such as pure noise, arrives at t = 1.
     """
     at = there.at(t)
-    t_here = here.time_of(at.ratio)
+    t_here = here.time_of(at.ratio).clamp(max=1)
     at_here = here.at(t_here)
     return rows(at_here.alpha.hypot(at_here.sigma) / at.alpha.hypot(at.sigma), x) * x, t_here
