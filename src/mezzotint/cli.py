@@ -219,6 +219,10 @@ def evaluate(
     grid: Grid = None,
     guidance: Guidance = None,
     control: Controls = None,
+    likelihood_n: Annotated[
+        int | None,
+        typer.Option(min=0, help="Pictures whose likelihood is measured, 0: none; default: n, or 100 if it is slow."),
+    ] = None,
     seed: Seed = 0,
     precision: PrecisionOption = Precision.auto,
     json: Json = False,
@@ -246,7 +250,7 @@ def evaluate(
     with autocast(resolve_precision(precision.value, model.device), model.device), _counting(n, accelerator) as count:
         evaluation: Evaluation = judge(
             model, test, train=train_set, n=n, features=features, classifier=classifier, seeds=seed,
-            controls=controls, run=run, shard=shard, progress=count,
+            controls=controls, run=run, shard=shard, progress=count, likelihood_n=likelihood_n,
         )  # fmt: skip
     if accelerator.is_main_process:
         folder = write_report(evaluation, out)

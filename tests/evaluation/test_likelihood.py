@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from mezzotint.core.batch import Batch, PictureRandom, PictureSpec, picture_seeds
 from mezzotint.core.errors import ConfigError
+from mezzotint.core.model import Losses, Model
+from mezzotint.evaluation.evaluate import evaluate
 from mezzotint.evaluation.likelihood import mean_bits_per_dim
 
 LEVELS = torch.arange(256, dtype=torch.float64)
@@ -118,6 +121,99 @@ def test_a_likelihood_is_never_computed_in_bf16():
     plain = mean_bits_per_dim(Linear(), [images]).value
     with torch.autocast("cpu", torch.bfloat16):
         assert mean_bits_per_dim(Linear(), [images]).value == plain
+
+
+def test_a_density_is_never_asked_about_levels(truth):
+    """Whatever pixels a model learned from: the density at a grey level is not the level's probability."""
+    model = Density()
+    model.density = True
+    result = mean_bits_per_dim(model, [torch.randint(0, 256, (10, 1, 4, 4)) / 127.5 - 1], pixels="levels")
+    assert (result.bound, result.pixels) == (True, "dequantised")
+    truth("bits per dimension", "uniform density of a model of levels", "8", abs(result.value - 8), 1e-8)
+
+
+class Estimate(Model):
+    """A bound that is found by chance, with options."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.shown = 0
+
+    def forward(self, batch, player="model"):
+        return Losses(self.weight, {})
+
+    def elbo(self, images, *, labels=None, seeds=0, terms=7, steps=None):
+        self.shown += len(images)
+        return -100.0 - PictureRandom(picture_seeds(len(images), seeds)).normal().abs()
+
+
+def test_an_estimate_of_a_picture_does_not_depend_on_its_batch(truth):
+    images = torch.zeros(9, 1, 3, 3)
+    whole, parts = (
+        mean_bits_per_dim(Estimate(), [images], seed=3),
+        mean_bits_per_dim(Estimate(), images.split(2), seed=3),
+    )
+    truth("bits per dimension", "nine estimates, in one batch", "in five", abs(whole.value - parts.value), 1e-12)
+
+
+def test_the_standard_error_is_that_of_the_mean(truth):
+    """-log2 p / D of two pictures whose likelihoods are x and y has the standard error |x - y| / (2 D ln 2)."""
+
+    class Two(nn.Module):
+        def log_prob(self, images):
+            return torch.tensor([-3.0, -8.0])
+
+    error = mean_bits_per_dim(Two(), [torch.zeros(2, 1, 5, 5)]).error
+    truth(
+        "bits per dimension", "standard error of two pictures", "|x - y| / 2", abs(error - 2.5 / 25 / math.log(2)), 1e-9
+    )
+
+
+def test_options_are_recorded_and_misspelt_ones_refused():
+    images = torch.zeros(2, 1, 3, 3)
+    assert mean_bits_per_dim(Estimate(), [images]).controls == {"terms": 7, "steps": None}
+    assert mean_bits_per_dim(Estimate(), [images], controls={"terms": 9}).controls == {"terms": 9, "steps": None}
+    for wrong in ("term", "seeds"):
+        with pytest.raises(ConfigError, match=f"no option '{wrong}'"):
+            mean_bits_per_dim(Estimate(), [images], controls={wrong: 3})
+
+
+class Grey:
+    """Pictures of one grey level."""
+
+    name, split, labels = "grey", "test", None
+    spec = PictureSpec(3)
+
+    def __len__(self):
+        return 250
+
+    def batch(self, indices):
+        return Batch(torch.zeros(len(list(indices)), 1, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("affordable", "asked", "measured"),
+    [(None, None, 200), (100, None, 100), (1000, None, 200), (100, 230, 230), (100, 999, 250)],
+)
+def test_a_slow_likelihood_is_measured_on_fewer_pictures(affordable, asked, measured):
+    """n of them, at most those that the model can afford, or what the caller says; at most all that there are."""
+    model = Estimate()
+    model.likelihood_n = affordable
+    number = evaluate(model, Grey(), n=200, likelihood_n=asked, likelihood={"terms": 5})["bits_per_dim"]
+    assert model.shown == number.protocol["n"] == measured
+    assert number.protocol["terms"] == 5
+    assert "steps" not in number.protocol
+    assert number.protocol["value"] == "upper bound"
+
+
+def test_a_likelihood_can_be_left_out():
+    model = Estimate()
+    with pytest.raises(ConfigError, match="nothing to judge"):
+        evaluate(model, Grey(), likelihood_n=0)
+    assert not model.shown
+    with pytest.raises(ConfigError, match="0 pictures or more"):
+        evaluate(model, Grey(), likelihood_n=-1)
 
 
 def test_no_pictures_no_number():

@@ -35,6 +35,8 @@ class Model(nn.Module, ABC):
     config: Config
     identity: Identity | None = None  # which system, stage and data it was built for; set by the catalogue
     configs: Mapping[str, Config]  # of every stage up to this one, by stage name; set by the catalogue
+    density: bool = False  # whether `log_prob` is of a density over [-1, 1], which grey levels have only dequantised
+    likelihood_n: int | None = None  # pictures on which a slow likelihood is measured if none are asked for; None: all
 
     @abstractmethod
     def forward(self, batch: Batch, player: str = "model") -> Losses:

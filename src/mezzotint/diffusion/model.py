@@ -295,6 +295,14 @@ def labels_of(batch: Batch, classes: int) -> Tensor | None:
     return batch.labels
 
 
+def told(config: DenoisingConfig, labels: Tensor | None) -> None:
+    """Raises `ConfigError` where labels are missing whose likelihood is asked for, and which were never hidden."""
+    if config.classes and labels is None and not config.label_dropout:
+        raise ConfigError(
+            "this model was always told labels, so it knows no likelihood without them; give labels, or measure none"
+        )
+
+
 def choose_labels(n: int, labels: Tensor | Sequence[int] | None, classes: int, random: PictureRandom) -> Tensor | None:
     """The labels of n pictures to sample, drawn where none are given; None without classes. Raises `ConfigError`."""
     if not classes:

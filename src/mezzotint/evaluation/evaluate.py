@@ -68,6 +68,8 @@ def evaluate(
     run: str | os.PathLike[str] | None = None,
     shard: tuple[int, int] = (0, 1),
     progress: Callable[[int], object] = lambda done: None,
+    likelihood_n: int | None = None,
+    likelihood: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Judge `model` by what it can do.
 
@@ -85,11 +87,17 @@ def evaluate(
     run         the run directory, for its curves
     shard       rank and number of processes; more than one needs an initialised `torch.distributed`
     progress    called with the number of pictures just drawn
+    likelihood_n
+                held-out pictures whose likelihood is measured; 0: none; None: n, or fewer where the model says that it
+                is slow (`Model.likelihood_n`)
+    likelihood  how: options of the model's `log_prob` or `elbo`, such as terms
 
     Raises `ConfigError` if the model can do nothing that is judged, `DataError` if pictures, model and classifier do
     not fit.
     """
     _check(model, test, n)
+    if likelihood_n is not None and likelihood_n < 0:
+        raise ConfigError(f"a likelihood is measured on 0 pictures or more, not {likelihood_n}")
     model.eval()
     numbers: list[Number] = []
     drawn: dict[str, Any] = {}
@@ -100,13 +108,14 @@ def evaluate(
             _check_classes(sampling, judge)
             describe = Describer(_network(features, judge), judge, batch_size, shard)
             numbers, drawn = _judge_samples(sampling, train, describe, progress)
-        if isinstance(model, (HasLogProb, HasELBO)):
-            numbers.append(_bits_per_dim(model, test, n, batch_size, seeds))
+        measured = min(n, model.likelihood_n or n) if likelihood_n is None else likelihood_n
+        if isinstance(model, (HasLogProb, HasELBO)) and measured:
+            numbers.append(_bits_per_dim(model, test, measured, batch_size, seeds, likelihood))
         if isinstance(model, Classifies):
             numbers.append(_test_accuracy(model, test, batch_size))
     if not numbers:
         raise ConfigError(
-            f"{type(model).__name__} neither samples nor classifies nor knows a likelihood: nothing to judge"
+            f"{type(model).__name__} neither samples nor classifies nor has a likelihood to measure: nothing to judge"
         )
     data = {"name": test.name, "split": test.split, "pictures": len(test), "image_size": test.spec.image_size}
     curves = read_curves(Path(run)) if run is not None else {}
@@ -256,17 +265,21 @@ def _memorisation(
     return numbers, Neighbours(fake.pictures[:samples], beside, distances)
 
 
-def _bits_per_dim(model: Any, test: Pictures, n: int, batch_size: int, seed: int) -> Number:
+def _bits_per_dim(
+    model: Any, test: Pictures, n: int, batch_size: int, seed: int, options: Mapping[str, Any] | None
+) -> Number:
     chosen = spread_over(len(test), n)
     batches = (test.batch(chosen[i : i + batch_size]).images for i in range(0, len(chosen), batch_size))
     identity = model.identity
     pixels = find(identity.system).stage(identity.stage).recipes[identity.size].pixels if identity else "levels"
-    result = mean_bits_per_dim(model, batches, pixels=pixels, seed=seed, device=model.device)
+    result = mean_bits_per_dim(model, batches, pixels=pixels, seed=seed, device=model.device, controls=options)
     protocol = {
         "n": result.pictures,
         "reference": f"{test.split} pictures of {test.name}",
-        "pixels": pixels,
+        "pixels": result.pixels,
         "value": "upper bound" if result.bound else "exact",
+        "standard error": f"{result.error:.2g}",
+        **{name: value for name, value in result.controls.items() if value is not None},
         "precision": "fp32",
     }
     return _number("bits_per_dim", "bits_per_dim", Estimate(result.value, 0.0), protocol)

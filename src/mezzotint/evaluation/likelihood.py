@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, NamedTuple
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.batch import PictureRandom
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, suggest
 from ..core.likelihood import bits_per_dim, discrete_log_prob
 from ..core.model import HasELBO, HasLogProb
 from ..data.loader import PIXELS
@@ -25,6 +26,9 @@ class BitsPerDim(NamedTuple):
     value: float
     bound: bool  # an upper bound (from an ELBO, or by dequantisation), not the exact value
     pictures: int
+    error: float  # standard error of the value, from the spread between pictures
+    pixels: Pixels  # what the likelihood is of
+    controls: dict[str, Any]  # how the model computed it: the options of its method, given or not
 
 
 @torch.no_grad()
@@ -35,6 +39,7 @@ def mean_bits_per_dim(
     pixels: Pixels = "levels",
     seed: int = 0,
     device: torch.device | str = "cpu",
+    controls: Mapping[str, Any] | None = None,
 ) -> BitsPerDim:
     """-log2 p(x) / D, the mean over pictures (B, C, H, W) in [-1, 1] that come in batches of any size.
 
@@ -43,24 +48,45 @@ def mean_bits_per_dim(
     pixels  what the likelihood is of: "levels": the probability of the 8-bit picture; "dequantised": a density over
             [-1, 1], here at x + u with u uniform in a level's cell, which bounds the probability from below (Theis et
             al. 2016, arXiv 1511.01844, section 3.1); "binary": the probability of a picture with pixels in {-1, 1},
-            drawn with its grey levels as chances
-    seed    of u: picture k has seed `seed + k`
+            drawn with its grey levels as chances. A model whose `log_prob` is a density is never asked about levels
+    seed    of u, and of what the model draws itself: picture k has seed `seed + k`
     device  where the model is
+    controls
+            options of the model's `log_prob` or `elbo`, such as terms
+
+    Raises `ConfigError` for no pictures, or an option that the model's method does not have.
     """
     device = torch.device(device)
-    total, pictures, dims = 0.0, 0, 1
+    if pixels == "levels" and getattr(model, "density", False):
+        pixels = "dequantised"
+    method = model.log_prob if isinstance(model, HasLogProb) else model.elbo
+    options = _options(method)
+    for name in controls or {}:
+        if name not in options:
+            raise ConfigError(f"the likelihood of this model has no option {name!r}{suggest(name, options)}")
+    used = {**options, **(controls or {})}
+    seeded = "seeds" in inspect.signature(method).parameters
+    values: list[Tensor] = []
+    pictures, dims = 0, 1
     for images in batches:
         dims = images[0].numel()
-        seeds = range(seed + pictures, seed + pictures + len(images))
-        shown = PIXELS[pixels](to_levels(images.cpu()), PictureRandom(list(seeds))).to(device)
+        seeds = list(range(seed + pictures, seed + pictures + len(images)))
+        shown = PIXELS[pixels](to_levels(images.cpu()), PictureRandom(seeds)).to(device)
         with full_precision(device):
-            log_prob = model.log_prob(shown) if isinstance(model, HasLogProb) else model.elbo(shown)
-        log_prob = log_prob.double()
+            log_prob = method(shown, **{"seeds": seeds} if seeded else {}, **(controls or {})).cpu().double()
         if pixels == "dequantised":
             log_prob = discrete_log_prob(log_prob, dims)
-        total += log_prob.sum().item()
+        values.append(log_prob)
         pictures += len(images)
     if not pictures:
         raise ConfigError("bits per dimension need at least one picture")
     exact = isinstance(model, HasLogProb) and pixels != "dequantised"
-    return BitsPerDim(bits_per_dim(total / pictures, dims), not exact, pictures)
+    bits = bits_per_dim(torch.cat(values), dims)
+    error = float(bits.std() / pictures**0.5) if pictures > 1 else float("nan")
+    return BitsPerDim(float(bits.mean()), not exact, pictures, error, pixels, used)
+
+
+def _options(method: Callable[..., Tensor]) -> dict[str, Any]:
+    """The options of a likelihood by name, with what they are where nothing is said."""
+    told = {"images", "labels", "seeds"}
+    return {name: p.default for name, p in inspect.signature(method).parameters.items() if name not in told}
