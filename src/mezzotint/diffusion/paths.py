@@ -352,6 +352,7 @@ PATHS: dict[str, Path] = {
     "linear": VariancePreserving(),
     "scaled-linear": VariancePreserving(betas=scaled_linear_betas),
     "cosine": VariancePreserving(betas=cosine_betas),
+    "cosine-4000": VariancePreserving(steps=4000, betas=cosine_betas),
     "zero-snr": ZeroTerminalSNR(),
     "vp": ContinuousVP(),
     "subvp": ContinuousVP(sub=True),

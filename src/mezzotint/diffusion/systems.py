@@ -10,13 +10,16 @@ from ..core.batch import PictureSpec
 from ..core.config import Config
 from ..core.model import Model
 from ..core.system import Optimizer, Paper, Recipe, Stage, System
+from ..nn.dit import dit_config
 from ..nn.ncsnpp import ddpmpp_config, ncsnpp_config
 from ..nn.unet import UNetConfig
-from .adm import BLOCKS, adm_unet
+from .adm import ADM, BLOCKS, ADMConfig, adm_unet, noisy_classifier_config, small_adm
 from .boundary import BoundaryConfig, BoundaryModel
+from .chain import ChainConfig, ChainModel
+from .classifier_guidance import NoisyClassifier
 from .consistency import ConsistencyConfig, ConsistencyDistillation, ConsistencyTraining
 from .model import DenoisingConfig, DenoisingModel
-from .networks import ddpm_unet, small_unet
+from .networks import ddpm_unet, improved_ddpm_unet, small_dit, small_unet
 from .progressive import ProgressiveStudent, published_unet
 from .reflow import ReflowConfig, ReflowModel
 from .transport import TransportConfig, TransportModel
@@ -61,10 +64,37 @@ def _one_stage(
 
 # Section 6: diffusion -------------------------------------------------------------------------------------------------
 
-DDPM: dict[str, Any] = {
-    "path": "linear", "prediction": "noise", "times": "discrete", "weighting": "simple", "grid": "leading",
-    "clip": True,
+# Training of the chains: any of a thousand steps, the noise as it is seen at that step.
+CHAIN: dict[str, Any] = {
+    "path": "linear", "prediction": "noise", "times": "discrete", "grid": "leading", "clip": True,
 }  # fmt: skip
+QUICK: dict[str, Any] = {"solver": "ddim", "steps": 25}  # how chains of a laptop draw: DDIM (Song et al. 2020)
+
+dpm = System(
+    name="dpm",
+    title="Diffusion probabilistic model",
+    paper=Paper(
+        "Deep Unsupervised Learning using Nonequilibrium Thermodynamics",
+        "Sohl-Dickstein, Weiss, Maheswaranathan, Ganguli", 2015, "1503.03585",
+    ),
+    family="diffusion",
+    survey="section 6, eq. 74-81",
+    summary=(
+        "A picture diffuses into noise as sugar does into tea, in small Gaussian steps, and a network learns mean and "
+        "variance of each step back. It is trained on the bound of the likelihood itself. The network and the form of "
+        "its mean are DDPM's, which came later; the chain, the learned variance and the objective are those of 2015."
+    ),
+    stages=_one_stage(ChainModel, {
+        "small": lambda data: _config(
+            ChainConfig, data, small_unet(data), **CHAIN, variance="learned", objective="vlb",
+            solver="ancestral-learned", steps=100,
+        ),
+        "paper": lambda data: _config(
+            ChainConfig, data, ddpm_unet(data), **CHAIN, variance="learned", objective="vlb",
+            solver="ancestral-learned", steps=1000,
+        ),
+    }),
+)  # fmt: skip
 
 ddpm = System(
     name="ddpm",
@@ -76,12 +106,140 @@ ddpm = System(
         "A picture is buried in noise in a thousand small steps, and a UNet learns to see the noise at every step. "
         "Sampling starts from pure noise and takes the noise away again, step by step or, with DDIM, in a few strides."
     ),
-    stages=_one_stage(DenoisingModel, {
-        "small": lambda data: _config(
-            DenoisingConfig, data, small_unet(data), **DDPM, solver="ddim", steps=50, guidance=1.0
-        ),
-        "paper": lambda data: _config(DenoisingConfig, data, ddpm_unet(data), **DDPM, solver="ancestral", steps=1000),
+    stages=_one_stage(ChainModel, {
+        "small": lambda data: _config(ChainConfig, data, small_unet(data), **CHAIN, **QUICK, guidance=1.0),
+        "paper": lambda data: _config(ChainConfig, data, ddpm_unet(data), **CHAIN, solver="ancestral", steps=1000),
     }),
+)  # fmt: skip
+
+HYBRID: dict[str, Any] = {**CHAIN, "variance": "learned", "objective": "hybrid"}
+COSINE: dict[str, Any] = {**HYBRID, "times": "loss-second-moment"}
+
+improved_ddpm = System(
+    name="improved-ddpm",
+    title="Improved denoising diffusion probabilistic model",
+    paper=Paper("Improved Denoising Diffusion Probabilistic Models", "Nichol, Dhariwal", 2021, "2102.09672"),
+    family="diffusion",
+    survey="section 6.1, eq. 87-88 and table VI; guidance: eq. 92",
+    summary=(
+        "DDPM whose network also says how uncertain each step back is, trained by the simple loss with a little of the "
+        "bound beside it. Noise grows as a cosine, and steps whose loss varies much are drawn more often. The bound "
+        "becomes competitive, and few steps suffice for good pictures."
+    ),
+    stages=_one_stage(
+        ChainModel,
+        {
+            "small": lambda data: _config(
+                ChainConfig, data, small_unet(data), **{**HYBRID, "path": "cosine"}, **QUICK, guidance=1.0
+            ),
+            "paper": lambda data: _config(
+                ChainConfig, data, improved_ddpm_unet(data), **{**COSINE, "path": "cosine-4000"},
+                solver="ancestral-learned", steps=4000,
+            ),
+        },
+        replace(PAPER_RECIPE, optimizers={"model": Optimizer("adam", lr=1e-4)}, pictures=64_000_000, warmup=0),
+    ),
+)  # fmt: skip
+
+# Score-based models ---------------------------------------------------------------------------------------------------
+
+# Guidance -------------------------------------------------------------------------------------------------------------
+
+# Dhariwal and Nichol 2021, section 4: half of a UNet, trained on the noisy pictures of the model that it guides
+CLASSIFIER = Stage(
+    "classifier", NoisyClassifier,
+    {
+        "small": lambda data: noisy_classifier_config(data.image_size, data.channels, len(data.classes), "small"),
+        "paper": lambda data: noisy_classifier_config(data.image_size, data.channels, len(data.classes), "paper"),
+    },
+    {
+        "small": replace(SMALL_RECIPE, batch_size=32, pictures=500_000),
+        "paper": Recipe(
+            batch_size=256, pictures=76_800_000, warmup=0, decay="linear", ema_half_life=0, flip=True,
+            optimizers={"model": Optimizer("adamw", lr=3e-4, weight_decay=0.05)},
+        ),
+    },
+    share=0.25,
+)  # fmt: skip
+BEATS_GANS = Paper("Diffusion Models Beat GANs on Image Synthesis", "Dhariwal, Nichol", 2021, "2105.05233")
+
+noisy_classifier = System(
+    name="noisy-classifier",
+    title="Classifier of noisy pictures",
+    paper=BEATS_GANS,
+    family="diffusion",
+    survey="section 6.2, eq. 90-91",
+    summary=(
+        "No generator, but what can guide one: it names the class of a picture that is still half noise, so that the "
+        "gradient of its answer says how the picture must change to become more of that class."
+    ),
+    needs=frozenset({"labels"}),
+    stages=(replace(CLASSIFIER, name="model"),),
+)
+
+adm = System(
+    name="adm",
+    title="Ablated diffusion model with classifier guidance",
+    paper=BEATS_GANS,
+    family="diffusion",
+    survey="section 6.2, eq. 90-91 and figure 54",
+    summary=(
+        "A UNet that was improved one change at a time: deeper, more heads of attention at more resolutions, the time "
+        "by scale and shift, residual blocks that change the resolution. A classifier of noisy pictures pushes each "
+        "step of its sampling towards the class that was asked for."
+    ),
+    needs=frozenset({"labels"}),
+    stages=(
+        CLASSIFIER,
+        Stage(
+            "model", ADM,
+            {
+                "small": lambda data: _config(ADMConfig, data, small_adm(data), **HYBRID, **QUICK),
+                "paper": lambda data: _config(
+                    ADMConfig, data, adm_unet(data.image_size),
+                    **{**HYBRID, "path": "cosine" if data.image_size <= 64 else "linear", "grid": "linspace"},
+                    label_dropout=0.0, solver="ancestral-learned", steps=250,
+                ),
+            },
+            {
+                "small": SMALL_RECIPE,
+                "paper": replace(
+                    PAPER_RECIPE, batch_size=2048, pictures=1_105_920_000, warmup=0, flip=False,
+                    optimizers={"model": Optimizer("adamw", lr=1e-4)},
+                ),
+            },
+        ),
+    ),
+)  # fmt: skip
+
+# Transformers ---------------------------------------------------------------------------------------------------------
+
+dit = System(
+    name="dit",
+    title="Diffusion transformer",
+    paper=Paper("Scalable Diffusion Models with Transformers", "Peebles, Xie", 2022, "2212.09748"),
+    family="diffusion",
+    survey="section 6.3, figures 58 and 59; guidance: eq. 92",
+    summary=(
+        "The UNet gives way to a transformer over patches. Time and class scale and shift its layers, each of which "
+        "begins as the identity. More computation, by width, depth or smaller patches, means better "
+        "pictures. The paper's works on the latents of a picture autoencoder; here it takes what it is given."
+    ),
+    stages=_one_stage(
+        ChainModel,
+        {
+            "small": lambda data: _config(ChainConfig, data, small_dit(data), **HYBRID, **QUICK, guidance=1.0),
+            "paper": lambda data: _config(
+                ChainConfig, data, dit_config("XL/2"), **{**HYBRID, "clip": False, "grid": "linspace"},
+                solver="ancestral-learned", steps=250,
+            ),
+        },
+        Recipe(
+            batch_size=256, pictures=1_792_000_000, warmup=0, decay="constant", ema_half_life=1_774_000,
+            optimizers={"model": Optimizer("adamw", lr=1e-4)}, flip=True,
+        ),
+        replace(SMALL_RECIPE, optimizers={"model": Optimizer("adamw", lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)}),
+    ),
 )  # fmt: skip
 
 # Distillation ---------------------------------------------------------------------------------------------------------
@@ -146,7 +304,7 @@ progressive_distillation = System(
             },
             share=12,
         ),
-        *(_halving(steps, share) for steps, share in {32: 1, 16: 1, 8: 1, 4: 1.5, 2: 2, 1: 2.5}.items()),
+        *(_halving(steps, share) for steps, share in {32: 2, 16: 1, 8: 1, 4: 1, 2: 2, 1: 3}.items()),
     ),
 )  # fmt: skip
 
@@ -428,7 +586,8 @@ boundary_rectified_flow = System(
 )  # fmt: skip
 
 SYSTEMS = (
-    ddpm, progressive_distillation, consistency_distillation, consistency_training,
+    dpm, ddpm, improved_ddpm, noisy_classifier, adm, dit,
+    progressive_distillation, consistency_distillation, consistency_training,
     rectified_flow, reflow, rectified_transport, flow_matching_ot, flow_matching_diffusion, improved_rectified_flow,
     boundary_rectified_flow,
 )  # fmt: skip
