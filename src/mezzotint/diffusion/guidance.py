@@ -53,6 +53,8 @@ class ClassifierFree:
 
         y <- phi y std(y(x, label)) / std(y) + (1 - phi) y,    std over one picture
 
+    A learned variance, which is in the channels behind those of x, stays that of the conditional network.
+
     network    (x, t, labels) -> y
     labels     (B,) int64
     null       the label that stands for no label
@@ -72,10 +74,13 @@ class ClassifierFree:
             return self.network(x, t, self.labels)
         labels = torch.cat([self.labels, torch.full_like(self.labels, self.null)])
         both = t if t.dim() == 0 else torch.cat([t, t])
-        conditional, unconditional = self.network(torch.cat([x, x]), both, labels).chunk(2)
+        # in the dtype of x: the difference of two answers in bf16 would be lost in rounding
+        told, untold = self.network(torch.cat([x, x]), both, labels).to(x.dtype).chunk(2)
+        conditional, unconditional = told[:, : x.shape[1]], untold[:, : x.shape[1]]
         w = rows(on.double() * self.guidance.w, x)
         y = (1 + w) * conditional - w * unconditional
-        if not self.guidance.rescale:
-            return y
-        spread = conditional.flatten(1).std(1) / y.flatten(1).std(1)  # (B,)
-        return y * (self.guidance.rescale * spread + 1 - self.guidance.rescale).view(-1, *[1] * (x.dim() - 1))
+        if self.guidance.rescale:
+            least = torch.finfo(x.dtype).eps  # a new network answers 0 to everything
+            spread = conditional.flatten(1).std(1) / y.flatten(1).std(1).clamp(min=least)  # (B,)
+            y = y * (self.guidance.rescale * spread + 1 - self.guidance.rescale).view(-1, *[1] * (x.dim() - 1))
+        return y if told.shape == x.shape else torch.cat([y, told[:, x.shape[1] :]], dim=1)

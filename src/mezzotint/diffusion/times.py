@@ -20,8 +20,11 @@ TimeSampler = Callable[[PictureRandom, Path], Tensor]  # -> (B,) float64, on the
 
 
 def uniform(random: PictureRandom, path: Path) -> Tensor:
-    """Uniform from the path's start to 1 (Song et al. 2021, eq. 7; Liu et al. 2022, eq. 1; survey, eq. 104)."""
-    return path.start + (1 - path.start) * on_cpu(random).uniform().double()
+    """Uniform from the path's start to 1 (Song et al. 2021, eq. 7; Liu et al. 2022, eq. 1; survey, eq. 104).
+
+    Never an end itself, where some weights and targets do not exist.
+    """
+    return path.start + (1 - path.start) * inside(on_cpu(random).uniform())
 
 
 def discrete(random: PictureRandom, path: Path) -> Tensor:
@@ -36,15 +39,24 @@ def logit_normal(random: PictureRandom, path: Path) -> Tensor:
 
 
 def log_normal(random: PictureRandom, path: Path, mean: float = -1.2, std: float = 1.2) -> Tensor:
-    """When sigma / alpha is exp(mean + std z), z standard normal (Karras et al. 2022, table 1)."""
-    return path.time_of(torch.exp(mean + std * on_cpu(random).normal().double()))
+    """When sigma / alpha is exp(mean + std z), z standard normal (Karras et al. 2022, table 1).
+
+    The path's start where it never is so small, 1 where a path of steps is never so noisy.
+    """
+    t = path.time_of(torch.exp(mean + std * on_cpu(random).normal().double()))
+    return torch.where(t > 0, t, path.start)
 
 
 def u_shaped(random: PictureRandom, path: Path, a: float = 4.0) -> Tensor:
     """The density exp(a t) + exp(a (1 - t)), normalised: both ends (Lee et al. 2024, section 4.1, a = 4)."""
-    u, side = on_cpu(random).uniform(2).double().unbind(1)
+    u, side = inside(on_cpu(random).uniform(2)).unbind(1)
     t = torch.log1p(u * math.expm1(a)) / a  # the density a exp(a t) / (exp(a) - 1)
     return torch.where(side < 0.5, t, 1 - t)
+
+
+def inside(u: Tensor) -> Tensor:
+    """Uniform numbers, float32 multiples of 2^-24 in [0, 1), as float64 in the middle of their cells: within (0, 1)."""
+    return u.double() + 2**-25
 
 
 def steps_of(path: Path) -> int:

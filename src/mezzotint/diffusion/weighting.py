@@ -79,11 +79,13 @@ def logit_normal(at: Coefficients, kind: str, mean: float = 0.0, std: float = 1.
 
         pi(t) = exp(-(ln(t / (1 - t)) - mean)^2 / (2 std^2)) / (std sqrt(2 pi) t (1 - t))
 
-    with t = sigma / (alpha + sigma). With uniform times it stands for drawing logit-normal ones.
+    with t = sigma / (alpha + sigma). On that path, with uniform times, it stands for drawing logit-normal ones. It
+    vanishes at both ends.
     """
     t = at.sigma / (at.alpha + at.sigma)
     density = torch.exp(-((torch.log(at.ratio) - mean) ** 2) / (2 * std**2)) / (std * math.sqrt(2 * math.pi))
-    return for_prediction(density / (t**3 * (1 - t)), at, kind)  # the velocity moves by 1 / t with the clean picture
+    of_clean = density / (t**3 * (1 - t))  # the velocity moves by 1 / t with the clean picture
+    return for_prediction(torch.where(at.ratio.isinf(), 0.0, of_clean), at, kind)
 
 
 WEIGHTINGS: dict[str, Weighting] = {
