@@ -45,7 +45,7 @@ class Entry:
     """One page: how a system was trained, drawn from and judged."""
 
     system: str
-    pictures: int = 30_000  # seen in training, over all stages
+    pictures: int = 20_000  # seen in training, over all stages
     data: str = "fashion"
     train: str = ""  # further options of `mezzotint train`
     controls: str = ""  # options of `mezzotint sample` and `evaluate`
@@ -53,10 +53,20 @@ class Entry:
     draws: bool = True
 
 
+GUIDED = "--guidance 1"
 ENTRIES = (
     Entry("classifier", pictures=150_000, evaluate="--data fashion", draws=False),
-    Entry("ddpm", controls="--guidance 1"),
-    Entry("rectified-flow", controls="--guidance 1"),
+    Entry("dpm"),
+    Entry("ddpm", controls=GUIDED),
+    Entry("improved-ddpm", controls=GUIDED),
+    Entry("score-sde-vp", controls=GUIDED),
+    Entry("score-sde-ve", controls=GUIDED),
+    Entry("score-sde-subvp", controls=GUIDED),
+    Entry("noisy-classifier", evaluate="--data fashion", draws=False),
+    Entry("adm", controls="--control classifier_guidance=1"),
+    Entry("edm", controls=GUIDED),
+    Entry("dit", controls=GUIDED),
+    Entry("rectified-flow", controls=GUIDED),
 )
 
 

@@ -18,7 +18,7 @@ def main() -> None:
     teacher = mz.load(run / "teacher")
     curves: dict[str, dict[int, float]] = {"distilled": {}, "DDIM (teacher)": {}, "stochastic (teacher)": {}}
     for steps in STEPS:
-        student = mz.load(run if steps == 1 else run / f"steps_{steps}")
+        student = mz.load(run if steps == 1 else run / f"student-{steps}")
         for name, model, solver in (
             ("distilled", student, None),
             ("DDIM (teacher)", teacher, "ddim"),

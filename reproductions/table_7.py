@@ -27,7 +27,7 @@ def main() -> None:
         ("PD", 1): judged(mz.load(progressive), asked, steps=1),
         ("DFNO", 1): judged(mz.load(gallery_run("dfno")), asked),
         ("CD", 1): judged(consistency, asked, steps=1),
-        ("PD", 2): judged(mz.load(progressive / "steps_2"), asked, steps=2),
+        ("PD", 2): judged(mz.load(progressive / "student-2"), asked, steps=2),
         ("CD", 2): judged(consistency, asked, steps=2),
     }
     for name, system in BESIDES.items():

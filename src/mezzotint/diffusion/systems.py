@@ -11,13 +11,14 @@ from ..core.config import Config
 from ..core.model import Model
 from ..core.system import Optimizer, Paper, Recipe, Stage, System
 from ..nn.dit import dit_config
-from ..nn.ncsnpp import ddpmpp_config, ncsnpp_config
+from ..nn.ncsnpp import ddpmpp_config, ncsnpp_config, small_ddpmpp, small_ncsnpp
 from ..nn.unet import UNetConfig
 from .adm import ADM, BLOCKS, ADMConfig, adm_unet, noisy_classifier_config, small_adm
 from .boundary import BoundaryConfig, BoundaryModel
 from .chain import ChainConfig, ChainModel
 from .classifier_guidance import NoisyClassifier
 from .consistency import ConsistencyConfig, ConsistencyDistillation, ConsistencyTraining
+from .likelihood import FlowModel
 from .model import DenoisingConfig, DenoisingModel
 from .networks import ddpm_unet, improved_ddpm_unet, small_dit, small_unet
 from .progressive import ProgressiveStudent, published_unet
@@ -142,6 +143,100 @@ improved_ddpm = System(
 )  # fmt: skip
 
 # Score-based models ---------------------------------------------------------------------------------------------------
+
+# What is learned is the score, by predicting the noise, which weights it by sigma^2 as the paper does.
+SCORE: dict[str, Any] = {"prediction": "noise", "times": "uniform", "weighting": "simple", "clip": False}
+PAPER_SDE: dict[str, Any] = {"solver": "predictor-corrector", "grid": "uniform", "steps": 1000}
+# On a laptop, the probability-flow ODE in few and well-placed steps; the paper's samplers are --solver
+# predictor-corrector and euler-maruyama, in some hundreds.
+QUICK_SDE: dict[str, Any] = {"solver": "edm", "grid": "karras", "steps": 13}
+SMALL_DENSITY = replace(SMALL_RECIPE, pixels="dequantised")  # a density needs pictures that have one
+# Song et al. 2021, appendix G: 1.3 M steps of 128, EMA 0.999 (VE) or 0.9999 (VP)
+PAPER_SCORE = replace(PAPER_RECIPE, pictures=166_400_000, pixels="dequantised")
+
+
+def _score_sde(kind: str, title: str, summary: str, small: Any, paper: Any, **choices: Any) -> System:
+    same: dict[str, Any] = {**SCORE, "path": kind}
+    return System(
+        name=f"score-sde-{kind}",
+        title=title,
+        paper=Paper(
+            "Score-Based Generative Modeling through Stochastic Differential Equations",
+            "Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole", 2021, "2011.13456",
+        ),
+        family="diffusion",
+        survey="section 6.1, table VI; guidance: eq. 92",
+        summary=summary,
+        stages=_one_stage(
+            FlowModel,
+            {
+                "small": lambda data: _config(
+                    DenoisingConfig, data, small(data.image_size), **same, **QUICK_SDE, **choices, guidance=1.0
+                ),
+                "paper": lambda data: _config(DenoisingConfig, data, paper(data.image_size), **same, **PAPER_SDE),
+            },
+            PAPER_SCORE, SMALL_DENSITY,
+        ),
+    )  # fmt: skip
+
+
+score_sde_vp = _score_sde(
+    "vp", "Score-based model, variance-preserving SDE",
+    "Diffusion without steps: pictures follow a stochastic differential equation into noise, and the score, the "
+    "gradient of the log-density, turns it round. DDPM is this one in steps. The same score drives an ordinary "
+    "equation, through which every picture has an exact likelihood.",
+    small_ddpmpp, ddpmpp_config,
+)  # fmt: skip
+score_sde_ve = _score_sde(
+    "ve", "Score-based model, variance-exploding SDE",
+    "The picture stays as it is while noise grows until it drowns it: the continuous form of score matching with "
+    "Langevin dynamics. NCSN++ learns the score at every noise level, and a predictor and a corrector take turns.",
+    small_ncsnpp, ncsnpp_config,
+    unit_input=True,  # unlike the paper: a laptop has not the time to learn of noise in all sizes
+)  # fmt: skip
+score_sde_subvp = _score_sde(
+    "subvp", "Score-based model, sub-VP SDE",
+    "A diffusion whose variance is below that of the variance-preserving one at every time, found because it makes "
+    "likelihoods better.",
+    small_ddpmpp, ddpmpp_config,
+)  # fmt: skip
+
+# All choices of Karras et al. 2022; the weight is 1 on what this network predicts.
+KARRAS: dict[str, Any] = {
+    "path": "edm", "prediction": "edm", "unit_input": True, "times": "log-normal", "weighting": "edm",
+    "solver": "edm", "grid": "karras", "clip": False,
+}  # fmt: skip
+
+edm = System(
+    name="edm",
+    title="Elucidated diffusion model",
+    paper=Paper(
+        "Elucidating the Design Space of Diffusion-Based Generative Models", "Karras, Aittala, Aila, Laine", 2022,
+        "2206.00364",
+    ),
+    family="diffusion",
+    survey="section 6.2; guidance: eq. 92",
+    summary=(
+        "Diffusion taken apart into choices that do not depend on each other, each made well: inputs and targets of "
+        "variance one, noise levels drawn where there is something to learn, a curved grid of levels, and Heun's "
+        "method, which needs few steps and also serves networks that were trained in other ways."
+    ),
+    stages=_one_stage(
+        FlowModel,
+        {
+            "small": lambda data: _config(DenoisingConfig, data, small_unet(data), **KARRAS, steps=13, guidance=1.0),
+            "paper": lambda data: _config(
+                DenoisingConfig, data, ddpmpp_config(data.image_size, multipliers=(2, 2, 2)), **KARRAS, steps=18
+            ),
+        },
+        # CIFAR-10: 200 M pictures in batches of 512, EMA half-life 500,000, rising over the first 10 M
+        Recipe(
+            batch_size=512, pictures=200_000_000, warmup=10_000_000, decay="constant", ema_half_life=500_000,
+            optimizers={"model": Optimizer("adam", lr=1e-3)}, flip=True, pixels="dequantised",
+        ),
+        SMALL_DENSITY,
+    ),
+)  # fmt: skip
 
 # Guidance -------------------------------------------------------------------------------------------------------------
 
@@ -313,11 +408,8 @@ def _consistency(data: PictureSpec, network: Any, **choices: Any) -> Consistency
     return ConsistencyConfig(data.image_size, data.channels, len(data.classes), network, **choices)
 
 
-# Of which consistency distillation is the student: Karras et al. 2022, all choices
-KARRAS: dict[str, Any] = {
-    "path": "edm", "prediction": "edm", "unit_input": True, "times": "log-normal", "weighting": "edm",
-    "solver": "heun", "grid": "karras", "clip": False,
-}  # fmt: skip
+# Of which consistency distillation is the student
+TEACHER: dict[str, Any] = {**KARRAS, "solver": "heun"}
 DISTILLED: dict[str, Any] = {"growth": "none", "times": "uniform", "weighting": "simple"}  # Song et al. 2023
 
 consistency_distillation = System(
@@ -337,9 +429,9 @@ consistency_distillation = System(
             DenoisingModel,
             {
                 "small": lambda data: _config(
-                    DenoisingConfig, data, small_unet(data), **KARRAS, steps=18, guidance=1.0
+                    DenoisingConfig, data, small_unet(data), **TEACHER, steps=18, guidance=1.0
                 ),
-                "paper": lambda data: _config(DenoisingConfig, data, adm_unet(data.image_size), **KARRAS, steps=40),
+                "paper": lambda data: _config(DenoisingConfig, data, adm_unet(data.image_size), **TEACHER, steps=40),
             },
             {
                 "small": SMALL_RECIPE,
@@ -586,7 +678,7 @@ boundary_rectified_flow = System(
 )  # fmt: skip
 
 SYSTEMS = (
-    dpm, ddpm, improved_ddpm, noisy_classifier, adm, dit,
+    dpm, ddpm, improved_ddpm, score_sde_vp, score_sde_ve, score_sde_subvp, noisy_classifier, adm, edm, dit,
     progressive_distillation, consistency_distillation, consistency_training,
     rectified_flow, reflow, rectified_transport, flow_matching_ot, flow_matching_diffusion, improved_rectified_flow,
     boundary_rectified_flow,
