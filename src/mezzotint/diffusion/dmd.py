@@ -13,6 +13,8 @@ from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
 from ..core.model import Losses, Model
+from ..nn.dit import DiTConfig
+from ..nn.ncsnpp import NCSNppConfig
 from ..nn.unet import UNetConfig
 from .grids import GRIDS, levels
 from .model import DenoisingModel, choose, choose_labels, choose_solver, evaluating, labels_of, noisy, refuse
@@ -33,7 +35,9 @@ class DMDConfig(Config):
     image_size: int
     channels: int
     classes: int = 0  # how many; 0: unconditional, whatever labels the pictures have
-    network: UNetConfig = field(default_factory=UNetConfig)  # of the generator and of the fake score: the teacher's
+    network: UNetConfig | NCSNppConfig | DiTConfig = field(
+        default_factory=UNetConfig
+    )  # the teacher's, for both players
     regression: float = 0.25  # lambda_reg, the weight of the pairs; 0: none are made
     metric: Literal["squared", "pseudo-huber"] = "squared"  # of the regression, in pixels
     levels: Literal["karras", "uniform"] = "karras"  # which noise levels are drawn with equal chance, see `time_at`
