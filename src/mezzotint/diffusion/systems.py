@@ -21,6 +21,7 @@ from .consistency import ConsistencyConfig, ConsistencyDistillation, Consistency
 from .likelihood import FlowModel
 from .model import DenoisingConfig, DenoisingModel
 from .networks import ddpm_unet, improved_ddpm_unet, small_dit, small_unet
+from .optimal import OptimalFlowConfig, OptimalFlowModel
 from .progressive import ProgressiveStudent, published_unet
 from .reflow import ReflowConfig, ReflowModel
 from .transport import TransportConfig, TransportModel
@@ -601,7 +602,7 @@ rectified_transport = System(
 # Lipman et al. 2022, appendix E, CIFAR-10: batch 256, Adam at 5e-4 falling to 0, 391 k steps, no dropout, no flips said
 FLOW_MATCHING_RECIPE = Recipe(
     batch_size=256, pictures=100_096_000, optimizers={"model": Optimizer("adam", lr=5e-4)}, warmup=11_520_000,
-    decay="linear", ema_half_life=887_000,
+    decay="linear", ema_half_life=887_000, pixels="dequantised",
 )  # fmt: skip
 
 
@@ -615,12 +616,12 @@ def _flow_matching(kind: str, path: str, title: str, summary: str) -> System:
         family="diffusion",
         survey="section 7.2, eq. 107-112, Box 11 and table XI; guidance: eq. 92",
         summary=summary,
-        stages=_one_stage(DenoisingModel, {
+        stages=_one_stage(FlowModel, {
             "small": lambda data: _config(DenoisingConfig, data, small_unet(data), **same, guidance=1.0),
             "paper": lambda data: _config(
                 DenoisingConfig, data, _flow_matching_unet(data), **{**same, "solver": "rk45", "steps": 1}
             ),
-        }, FLOW_MATCHING_RECIPE),
+        }, FLOW_MATCHING_RECIPE, SMALL_DENSITY),
     )  # fmt: skip
 
 
@@ -640,6 +641,27 @@ flow_matching_diffusion = _flow_matching(
     "diffusion", "vp", "diffusion",
     "A network learns the velocity of a flow from noise to pictures by regression on velocities that each lead to a "
     "single picture. Here they follow the variance-preserving diffusion, without its randomness.",
+)  # fmt: skip
+
+optimal_flow_matching = System(
+    name="optimal-flow-matching",
+    title="Optimal flow matching",
+    paper=Paper(
+        "Optimal Flow Matching: Learning Straight Trajectories in Just One Step",
+        "Kornilov, Mokrov, Gasnikov, Korotin", 2024, "2403.13117",
+    ),
+    family="diffusion",
+    survey="section 7.2",
+    summary=(
+        "The flow is the gradient of one convex function, so its lines are straight and never cross. Flow matching "
+        "among such flows has one solution, the optimal transport from noise to pictures, which draws in one step."
+    ),
+    stages=_one_stage(OptimalFlowModel, {
+        "small": lambda data: OptimalFlowConfig(data.image_size, data.channels, widths=(256, 256), rank=128),
+        # The paper transports points of benchmarks and codes of 512 numbers, not pixels: there is no size to follow.
+        "paper": lambda data: OptimalFlowConfig(data.image_size, data.channels, widths=(1024, 1024), rank=512),
+    }, replace(PAPER_RECIPE, pictures=12_800_000, optimizers={"model": Optimizer("adam", lr=1e-3)}),
+        replace(SMALL_RECIPE, optimizers={"model": Optimizer("adam", lr=2e-3, betas=(0.9, 0.99))})),
 )  # fmt: skip
 
 improved_rectified_flow = System(
@@ -680,6 +702,6 @@ boundary_rectified_flow = System(
 SYSTEMS = (
     dpm, ddpm, improved_ddpm, score_sde_vp, score_sde_ve, score_sde_subvp, noisy_classifier, adm, edm, dit,
     progressive_distillation, consistency_distillation, consistency_training,
-    rectified_flow, reflow, rectified_transport, flow_matching_ot, flow_matching_diffusion, improved_rectified_flow,
-    boundary_rectified_flow,
+    rectified_flow, reflow, rectified_transport, flow_matching_ot, flow_matching_diffusion, optimal_flow_matching,
+    improved_rectified_flow, boundary_rectified_flow,
 )  # fmt: skip
