@@ -35,9 +35,7 @@ class DMDConfig(Config):
     image_size: int
     channels: int
     classes: int = 0  # how many; 0: unconditional, whatever labels the pictures have
-    network: UNetConfig | NCSNppConfig | DiTConfig = field(
-        default_factory=UNetConfig
-    )  # the teacher's, for both players
+    network: UNetConfig | NCSNppConfig | DiTConfig = field(default_factory=UNetConfig)  # the teacher's
     regression: float = 0.25  # lambda_reg, the weight of the pairs; 0: none are made
     metric: Literal["squared", "pseudo-huber"] = "squared"  # of the regression, in pixels
     levels: Literal["karras", "uniform"] = "karras"  # which noise levels are drawn with equal chance, see `time_at`
