@@ -215,7 +215,7 @@ class DenoisingModel(Model):
         self,
         images: Tensor,
         *,
-        labels: Tensor | None = None,
+        labels: Tensor | Sequence[int] | None = None,
         steps: int = 100,
         solver: str | Solver = "ddim",
         grid: str | Grid = "uniform",
@@ -224,11 +224,13 @@ class DenoisingModel(Model):
 
         images, labels   (B, C, H, W) in [-1, 1], (B,); without labels a conditional model goes its unconditional way
 
+        Raises `ConfigError` for an unknown name, a solver that needs noise, or labels that do not fit.
         Source: Song et al. 2020 (arXiv 2010.02502), eq. 13-14 and section 5.4. The round trip is exact only for many steps.
         """  # noqa: E501
-        times = choose("grid", GRIDS, grid)(steps, self.path).flip(0)
+        times = choose("grid", GRIDS, grid)(steps, self.path).double().cpu().flip(0)
+        known = known_labels(self.config, labels, images)
         with evaluating(self):
-            x = choose_solver(solver)(self.unclipped(labels), images, times, _no_noise)
+            x = choose_solver(solver)(self.unclipped(known), images, times, _no_noise)
         return x / rows(self.path.at(times[-1]).sigma, x)
 
     @torch.no_grad()
@@ -236,15 +238,16 @@ class DenoisingModel(Model):
         self,
         codes: Tensor,
         *,
-        labels: Tensor | None = None,
+        labels: Tensor | Sequence[int] | None = None,
         steps: int = 100,
         solver: str | Solver = "ddim",
         grid: str | Grid = "uniform",
     ) -> Tensor:
         """Pictures in [-1, 1] from the codes of `encode`; both should use the same steps, solver and grid."""
-        times = choose("grid", GRIDS, grid)(steps, self.path)
+        times = choose("grid", GRIDS, grid)(steps, self.path).double().cpu()
+        known = known_labels(self.config, labels, codes)
         with evaluating(self):
-            x = choose_solver(solver)(self.unclipped(labels), self.first(codes, times), times, _no_noise)
+            x = choose_solver(solver)(self.unclipped(known), self.first(codes, times), times, _no_noise)
         return x.clamp(-1, 1)
 
     def unclipped(self, labels: Tensor | None = None) -> Denoiser:
@@ -296,28 +299,35 @@ def labels_of(batch: Batch, classes: int) -> Tensor | None:
 
 
 def told(config: DenoisingConfig, labels: Tensor | None) -> None:
-    """Raises `ConfigError` where labels are missing whose likelihood is asked for, and which were never hidden."""
+    """Raises `ConfigError` where the labels of pictures are missing, and were never hidden while the model learned."""
     if config.classes and labels is None and not config.label_dropout:
-        raise ConfigError(
-            "this model was always told labels, so it knows no likelihood without them; give labels, or measure none"
-        )
+        raise ConfigError("this model was always told labels, so it knows no pictures without them; give labels")
+
+
+def known_labels(config: DenoisingConfig, labels: Tensor | Sequence[int] | None, x: Tensor) -> Tensor | None:
+    """The labels of given pictures x, or None, on the device of x. Raises `ConfigError` where they do not fit."""
+    if labels is None:
+        told(config, labels)
+        return None
+    return given_labels(len(x), labels, config.classes, x.device)
 
 
 def choose_labels(n: int, labels: Tensor | Sequence[int] | None, classes: int, random: PictureRandom) -> Tensor | None:
     """The labels of n pictures to sample, drawn where none are given; None without classes. Raises `ConfigError`."""
+    drawn = random.integers(0, classes) if classes else None  # also where they are given, so that the noise is the same
+    return drawn if labels is None else given_labels(n, labels, classes, random.device)
+
+
+def given_labels(n: int, labels: Tensor | Sequence[int], classes: int, device: torch.device) -> Tensor:
+    """The labels of n pictures that somebody names, (n,) on the device. Raises `ConfigError` where they do not fit."""
     if not classes:
-        if labels is not None:
-            raise ConfigError("this model was trained without labels; leave labels away")
-        return None
-    drawn = random.integers(0, classes)  # also where labels are given, so that the noise is the same
-    if labels is None:
-        return drawn
+        raise ConfigError("this model was trained without labels; leave labels away")
     given = torch.as_tensor(labels, dtype=torch.long, device="cpu")  # to look at them without waiting
     if given.shape != (n,):
         raise ConfigError(f"{n} pictures need {n} labels, got the shape {tuple(given.shape)}")
     if n and not 0 <= int(given.min()) <= int(given.max()) < classes:
         raise ConfigError(f"labels are numbers from 0 to {classes - 1}, got {sorted(set(given.tolist()))}")
-    return given.to(random.device)
+    return given.to(device)
 
 
 def noisy(x: Tensor, n: Tensor, at: Coefficients) -> Tensor:
