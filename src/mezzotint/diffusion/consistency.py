@@ -17,6 +17,7 @@ from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
 from ..core.model import Losses, Model
+from ..nn.dit import DiTConfig
 from ..nn.ncsnpp import NCSNppConfig
 from ..nn.unet import UNetConfig
 from .model import choose_labels, evaluating, labels_of, noisy, pseudo_huber, refuse
@@ -37,7 +38,7 @@ class ConsistencyConfig(Config):
     image_size: int
     channels: int
     classes: int = 0  # how many; 0: unconditional, whatever labels the pictures have
-    network: UNetConfig | NCSNppConfig = field(default_factory=UNetConfig)
+    network: UNetConfig | NCSNppConfig | DiTConfig = field(default_factory=UNetConfig)
     total_steps: int = 400_000  # K: steps of training over which the grid grows; those of the whole run
     growth: Literal["none", "root", "doubling"] = "doubling"  # of the number of grid points N(k), see `points`
     s0: int = 10  # N(k) at the first step: s0, and s0 + 1 where it doubles

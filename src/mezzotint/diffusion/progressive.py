@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.batch import Batch
+from ..core.batch import Batch, PictureRandom
 from ..core.errors import ConfigError
 from ..core.model import Losses, Model
 from ..nn.unet import UNetConfig
@@ -30,7 +30,7 @@ class ProgressiveStudent(DenoisingModel):
     x~ is a function of z_t and its label, which is what makes a student of few steps sharp: the training picture is one
     of many that z_t may come from, and the best guess is their mean.
 
-    config   `steps` is N; `times` is not used. The prediction must tell the picture from pure noise: not "noise"
+    config   `steps` is N, and `times` "discrete". The prediction must tell the picture from pure noise: not "noise"
     earlier  the earlier stages by name. The last is the teacher, sampled with 2N steps; the student begins with its
              weights. The steps are guided as the config of the teacher says, so the first student of a guided model
              needs no guidance itself, and the later ones learn from it: a w is fixed for all of them
@@ -47,6 +47,8 @@ class ProgressiveStudent(DenoisingModel):
         agree(config, self.teacher.config, "image_size", "channels", "classes", "path", "prediction", "unit_input")
         if config.prediction in ("noise", "score"):
             raise ConfigError("the noise does not tell the picture from pure noise; set prediction to v or clean")
+        if config.times != "discrete":
+            raise ConfigError("a student is trained at the times of its own steps; set times to discrete")
         if self.teacher.config.steps != 2 * config.steps:
             raise ConfigError(
                 f"a student of {config.steps} steps needs a teacher of {2 * config.steps}, not of"
@@ -57,24 +59,28 @@ class ProgressiveStudent(DenoisingModel):
     def forward(self, batch: Batch, player: str = "model") -> Losses:
         """The denoising loss for the picture that the teacher's two steps lead to; see `DenoisingModel.forward`."""
         x, random = batch.images, batch.random()
-        i = on_cpu(random).integers(1, self.config.steps + 1)  # (B,)
+        t = self.training_times(random)  # (B,)
         labels = self.training_labels(batch, random)
-        t = i.double() / self.config.steps
         at = self.path.at(t)
         z = noisy(x, random.normal(*x.shape[1:]), at)
-        clean = self.lesson(z, i, labels)
+        clean = self.lesson(z, t, labels)
         return self.regression(clean, convert(clean, z, at, "clean", "noise"), t, labels)
 
+    def training_times(self, random: PictureRandom) -> Tensor:
+        """Uniform on {1/N, 2/N, ..., 1}, (B,)."""
+        return (on_cpu(random).integers(0, self.config.steps).double() + 1) / self.config.steps
+
     @torch.no_grad()
-    def lesson(self, z: Tensor, i: Tensor, labels: Tensor | None = None) -> Tensor:
+    def lesson(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """x~ of z_t: the picture with which one step arrives where two of the teacher do, (B, C, H, W).
 
-        z       the states at t = i / N, (B, C, H, W)
-        i       (B,) int64, on the CPU
+        z       the states at t, (B, C, H, W)
+        t       1/N, 2/N, ... or 1, (B,)
         labels  (B,)
         """
         denoiser, steps = self.teacher.guided(labels), self.config.steps
-        t, middle, end = i.double() / steps, (i.double() - 0.5) / steps, (i.double() - 1) / steps
+        i = (t * steps).round()
+        middle, end = (i - 0.5) / steps, (i - 1) / steps
         x = z
         for now, then in ((t, middle), (middle, end)):
             d = denoiser(x, now)
@@ -94,11 +100,6 @@ def between(z_t: Tensor, z_s: Tensor, at_t: Coefficients, at_s: Coefficients) ->
     ratio = at_s.sigma / at_t.sigma
     gain = 1 / (at_s.alpha - ratio * at_t.alpha)
     return rows(gain, z_s) * z_s - rows(gain * ratio, z_t) * z_t
-
-
-def halvings(steps: int) -> list[int]:
-    """The steps of the students of a teacher of `steps` steps: half, a quarter, ..., 1."""
-    return [steps >> k for k in range(1, steps.bit_length())]
 
 
 def published_unet(image_size: int, dropout: float = 0.2) -> UNetConfig:

@@ -21,6 +21,7 @@ from .consistency import ConsistencyConfig, ConsistencyDistillation, Consistency
 from .likelihood import FlowModel
 from .model import DenoisingConfig, DenoisingModel
 from .networks import ddpm_unet, improved_ddpm_unet, small_dit, small_unet
+from .neural_ode import NeuralODE, NeuralODEConfig
 from .optimal import OptimalFlowConfig, OptimalFlowModel
 from .progressive import ProgressiveStudent, published_unet
 from .reflow import ReflowConfig, ReflowModel
@@ -354,7 +355,7 @@ PROGRESSIVE: dict[str, Any] = {
 
 def _halving(steps: int, share: float) -> Stage:
     """The round whose student takes so many steps. Its teacher's guidance is in what it learns, so it needs none."""
-    same: dict[str, Any] = {**PROGRESSIVE, "steps": steps, "label_dropout": 0.0}
+    same: dict[str, Any] = {**PROGRESSIVE, "times": "discrete", "steps": steps, "label_dropout": 0.0}
     sizes = {
         "small": lambda data: _config(DenoisingConfig, data, small_unet(data), **same, prediction="v"),
         "paper": lambda data: _config(
@@ -497,6 +498,29 @@ consistency_training = System(
 )  # fmt: skip
 
 # Section 7: flows -----------------------------------------------------------------------------------------------------
+
+neural_ode = System(
+    name="neural-ode",
+    title="Neural ordinary differential equation",
+    paper=Paper("Neural Ordinary Differential Equations", "Chen, Rubanova, Bettencourt, Duvenaud", 2018, "1806.07366"),
+    family="diffusion",
+    survey="section 7, eq. 101-102",
+    summary=(
+        "A residual network of infinitely many layers is a differential equation, and its flow takes pictures to noise. "
+        "How much it stretches space on the way tells the exact likelihood, by which it is trained."
+    ),
+    stages=_one_stage(NeuralODE, {
+        "small": lambda data: NeuralODEConfig(
+            data.image_size, data.channels, patch=2 if data.image_size % 2 == 0 else 1, steps=2
+        ),
+        # The paper's flows are of points in the plane. These are the layers of Grathwohl et al. 2019 for pictures, whose
+        # several scales are one here.
+        "paper": lambda data: NeuralODEConfig(
+            data.image_size, data.channels, widths=(64, 64, 64), steps=8, gradient="adjoint"
+        ),
+    }, Recipe(batch_size=200, pictures=25_000_000, optimizers={"model": Optimizer("adam", lr=1e-3)}, pixels="dequantised"),
+        replace(SMALL_DENSITY, optimizers={"model": Optimizer("adam", lr=5e-3, betas=(0.9, 0.99))})),
+)  # fmt: skip
 
 RECTIFIED: dict[str, Any] = {
     "path": "straight", "prediction": "velocity", "weighting": "simple", "solver": "euler", "grid": "uniform",
@@ -700,6 +724,6 @@ boundary_rectified_flow = System(
 SYSTEMS = (
     dpm, ddpm, improved_ddpm, score_sde_vp, score_sde_ve, score_sde_subvp, noisy_classifier, adm, edm, dit,
     progressive_distillation, consistency_distillation, consistency_training,
-    rectified_flow, reflow, rectified_transport, flow_matching_ot, flow_matching_diffusion, optimal_flow_matching,
+    neural_ode, rectified_flow, reflow, rectified_transport, flow_matching_ot, flow_matching_diffusion, optimal_flow_matching,
     improved_rectified_flow, boundary_rectified_flow,
 )  # fmt: skip
