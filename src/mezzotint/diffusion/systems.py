@@ -506,19 +506,19 @@ neural_ode = System(
     family="diffusion",
     survey="section 7, eq. 101-102",
     summary=(
-        "A residual network of infinitely many layers is a differential equation, and its flow takes pictures to noise. "
+        "A residual network of infinitely many layers is a differential equation, whose flow takes pictures to noise. "
         "How much it stretches space on the way tells the exact likelihood, by which it is trained."
     ),
     stages=_one_stage(NeuralODE, {
         "small": lambda data: NeuralODEConfig(
             data.image_size, data.channels, patch=2 if data.image_size % 2 == 0 else 1, steps=2
         ),
-        # The paper's flows are of points in the plane. These are the layers of Grathwohl et al. 2019 for pictures, whose
-        # several scales are one here.
+        # The paper's flows are of points in the plane. These are the layers of Grathwohl et al. 2019 for pictures,
+        # whose several scales are one here.
         "paper": lambda data: NeuralODEConfig(
             data.image_size, data.channels, widths=(64, 64, 64), steps=8, gradient="adjoint"
         ),
-    }, Recipe(batch_size=200, pictures=25_000_000, optimizers={"model": Optimizer("adam", lr=1e-3)}, pixels="dequantised"),
+    }, replace(PAPER_RECIPE, optimizers={"model": Optimizer("adam", lr=1e-3)}, flip=False, pixels="dequantised"),
         replace(SMALL_DENSITY, optimizers={"model": Optimizer("adam", lr=5e-3, betas=(0.9, 0.99))})),
 )  # fmt: skip
 
@@ -724,6 +724,6 @@ boundary_rectified_flow = System(
 SYSTEMS = (
     dpm, ddpm, improved_ddpm, score_sde_vp, score_sde_ve, score_sde_subvp, noisy_classifier, adm, edm, dit,
     progressive_distillation, consistency_distillation, consistency_training,
-    neural_ode, rectified_flow, reflow, rectified_transport, flow_matching_ot, flow_matching_diffusion, optimal_flow_matching,
-    improved_rectified_flow, boundary_rectified_flow,
+    neural_ode, rectified_flow, reflow, rectified_transport, flow_matching_ot, flow_matching_diffusion,
+    optimal_flow_matching, improved_rectified_flow, boundary_rectified_flow,
 )  # fmt: skip
