@@ -8,7 +8,7 @@ import pytest
 import torch
 from gaussian import Gaussian
 
-from mezzotint.core.batch import Batch, PictureRandom
+from mezzotint.core.batch import Batch, PictureRandom, PictureSpec
 from mezzotint.core.errors import ConfigError, DataError
 from mezzotint.core.model import abilities
 from mezzotint.diffusion.consistency import (
@@ -25,6 +25,7 @@ from mezzotint.diffusion.consistency import (
 from mezzotint.diffusion.model import DenoisingConfig, DenoisingModel
 from mezzotint.diffusion.predictions import Denoiser, convert
 from mezzotint.nn.unet import UNetConfig
+from mezzotint.systems import find
 
 TINY = UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention=(False, True), groups=4)
 EDM = {"path": "edm", "prediction": "edm", "unit_input": True, "solver": "heun", "grid": "karras", "steps": 4}
@@ -352,7 +353,7 @@ def test_both_points_see_the_same_dropout(truth):
 
 
 def test_reduced_precision_does_not_swallow_the_gradient():
-    """autocast casts a weight once; had the first cast no gradient, the weight would have none."""
+    """autocast casts a weight once, and in an older torch a first cast without gradient would take it from all."""
     model = training()
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(batch()).total
@@ -569,3 +570,20 @@ def test_a_consistency_model_only_samples():
 def test_a_config_survives_json():
     made = config(classes=3, target_decay=0.9)
     assert ConsistencyConfig.from_dict(made.to_dict()) == made
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "millions", "source"),
+    [
+        ("consistency-distillation", PictureSpec(64, 3, tuple(map(str, range(1000)))), 296, "ADM for ImageNet at 64"),
+        ("consistency-training", PictureSpec(32, 3), 62.8, "NCSN++ cont. for CIFAR-10"),
+    ],
+)
+def test_the_published_networks_have_the_published_size(truth, name, data, millions, source):
+    stage = find(name).stages[-1]
+    c = stage.sizes["paper"](data)
+    classes = c.classes + 1 if name == "consistency-distillation" else c.classes
+    with torch.device("meta"):
+        network = c.network.build(c.channels, c.channels, classes, c.image_size)
+    found = sum(p.numel() for p in network.parameters() if p.requires_grad) / 1e6
+    truth(f"{name}, paper", "parameters in millions", f"{millions} ({source})", abs(found - millions), 0.15)

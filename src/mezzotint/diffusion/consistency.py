@@ -145,7 +145,8 @@ class ConsistencyModel(Model):
         x_t = noisy(x, z, self.path.at(t))
         dropout = int(torch.randint(2**62, ()))
         torch.manual_seed(dropout)
-        later = self.function(x_t, t, labels)  # first, because autocast remembers cast weights with their gradient
+        # before the pass without gradient, whose cast weights autocast of an older torch would use once more
+        later = self.function(x_t, t, labels)
         with torch.no_grad():
             x_s = self.earlier(x_t, x, z, t, s, labels)
             torch.manual_seed(dropout)
