@@ -6,8 +6,11 @@ import pytest
 import torch
 from gaussian import Gaussian
 
-from mezzotint.core.batch import Batch, PictureRandom
+from mezzotint.core.batch import Batch, PictureRandom, PictureSpec
+from mezzotint.core.checkpoint import latest, load_tensors
 from mezzotint.core.errors import ConfigError
+from mezzotint.core.system import Identity, Recipe
+from mezzotint.data.pictures import InMemory
 from mezzotint.diffusion.grids import uniform
 from mezzotint.diffusion.model import DenoisingConfig, DenoisingModel
 from mezzotint.diffusion.pairs import trajectory
@@ -16,6 +19,8 @@ from mezzotint.diffusion.predictions import Denoiser
 from mezzotint.diffusion.reflow import ReflowConfig, ReflowModel, departure, straightness
 from mezzotint.diffusion.solvers import euler
 from mezzotint.nn.unet import UNetConfig
+from mezzotint.training.schedule import Budget
+from mezzotint.training.trainer import Trainer
 
 STRAIGHT = PATHS["straight"]
 TINY = UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention=(False, True), groups=4)
@@ -239,3 +244,39 @@ def test_a_resumed_student_sees_the_same_pairs():
 def test_what_cannot_be_is_refused(call, words):
     with pytest.raises(ConfigError, match=words):
         call()
+
+
+# A whole run
+
+
+def run_of(folder, pictures, budget, **options):
+    """A trainer of a student, whose guided teacher and pairs are part of what it saves."""
+    torch.manual_seed(0)
+    model = student(flow(classes=3, guidance=1.0), label_dropout=0.0)
+    model.identity = Identity("reflow", "reflow", "small", PictureSpec(8, 1, ("a", "b", "c")))
+    model.configs = {"reflow": model.config}
+    recipe = Recipe(batch_size=4, warmup=8, ema_half_life=16)
+    return Trainer(model, pictures, folder, recipe, Budget(pictures=budget), precision="fp32", **options)
+
+
+def test_a_resumed_run_ends_bit_identical_and_solves_no_pair_again(tmp_path):
+    pictures = InMemory("noise", "train", torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8), torch.arange(12) % 3)
+    run_of(tmp_path / "whole", pictures, 40).run()
+    first = run_of(tmp_path / "parts", pictures, 40)
+    first.model.after_step = lambda step: setattr(first, "asked_to_stop", step >= 3)
+    assert first.run().interrupted
+    again = run_of(tmp_path / "parts", pictures, 40)
+    again.resume()
+    made = again.model.pool.made.clone()
+    assert 0 < made.sum() < 16
+    asked = []
+    solve = again.model.solve
+    again.model.solve = lambda noise, labels: asked.append(len(noise)) or solve(noise, labels)
+    again.run()
+    assert sum(asked) == again.model.pool.made.sum() - made.sum()
+    for file in ("model", "ema"):
+        one, other = (load_tensors(latest(tmp_path / part) / f"{file}.safetensors") for part in ("whole", "parts"))
+        assert one.keys() == other.keys()
+        assert any(key.startswith("pool") for key in one)
+        same = [torch.equal(one[key], other[key]) for key in one]
+        assert all(same), file

@@ -3,12 +3,18 @@
 import pytest
 import torch
 
+import mezzotint as mz
+from mezzotint.cli import _begin
 from mezzotint.core.batch import Batch, PictureRandom
 from mezzotint.core.errors import ConfigError, DataError
+from mezzotint.data import open_pictures
 from mezzotint.diffusion.grids import uniform
 from mezzotint.diffusion.solvers import heun
 from mezzotint.diffusion.transport import TransportConfig, TransportModel
+from mezzotint.evaluation.evaluate import Sampling
 from mezzotint.nn.unet import UNetConfig
+from mezzotint.training.run import RunSettings, train
+from mezzotint.training.schedule import Budget
 
 TINY = UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention=(False, True), groups=4)
 FLOW = {"network": TINY, "times": "uniform", "solver": "euler", "grid": "uniform", "steps": 4}
@@ -145,3 +151,45 @@ def test_pictures_that_come_alone_are_refused():
     alone.source = None
     with pytest.raises(DataError, match="--source"):
         tiny()(alone)
+
+
+# A whole run
+
+
+SMALL = {"network.channels": "8", "network.head_dim": "8", "batch_size": "4", "steps": "1"}
+RUN = {"data": "fashion/ankle boot", "source": "fashion/sneaker", "image_size": 8, "precision": "fp32"}
+
+
+def test_boots_are_made_of_sneakers_from_the_first_stage_to_the_judge(tmp_path):
+    settings = RunSettings("rectified-transport", **RUN, budget=Budget(pictures=12), changes=SMALL)
+    train(settings, tmp_path / "run")
+    assert list((tmp_path / "run" / "samples").iterdir())
+    model = mz.load(tmp_path / "run")
+    assert model.identity.stage == "reflow"
+    assert model.identity.data.source
+    begin = _begin(model, 3, "fashion/sneaker")
+    sneakers = open_pictures("fashion/sneaker", split="test", image_size=8)
+    assert torch.equal(begin[0], sneakers.batch([0]).images[0])
+    assert model.sample(3, source=begin, steps=1).shape == (3, 1, 8, 8)
+    test = open_pictures("fashion/ankle boot", split="test", image_size=8, beside="fashion/sneaker")
+    sampling = Sampling(model, test, 4, 0, {"steps": 1})
+    drawn = sampling.draw([2, 0])
+    assert torch.equal(drawn, model.sample(2, source=test.batch([2, 0]).source, steps=1))
+    assert sampling.protocol()["from"] == "test pictures of fashion/sneaker"
+    other = RunSettings("rectified-transport", "fashion/ankle boot", source="fashion/bag")
+    with pytest.raises(ConfigError, match="source 'fashion/sneaker', not 'fashion/bag'"):
+        train(other, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: _begin(mz.create("rectified-transport", image_size=8), 2, None), "name it with --source"),
+        (lambda: _begin(mz.create("rectified-flow", image_size=8), 2, "fashion"), "begins from noise"),
+        (lambda: train(RunSettings("rectified-transport", "fashion"), "nowhere"), "name it with --source"),
+        (lambda: train(RunSettings("ddpm", "fashion", source="fashion"), "nowhere"), "leave --source away"),
+    ],
+)
+def test_a_second_set_that_is_missing_or_useless_is_refused(call, words):
+    with pytest.raises(ConfigError, match=words):
+        call()
