@@ -87,8 +87,8 @@ def command(line: str, threads: int) -> dict:
     return json.loads(done.stdout)
 
 
-def make(entry: Entry, threads: int, anew: bool) -> dict:
-    """The numbers of one page."""
+def train(entry: Entry, threads: int, anew: bool) -> tuple[str, dict]:
+    """The command that trains a system, and what it answered, now or before."""
     run = f"{RUNS}/{entry.system}"
     line = f"train {entry.system} --data {entry.data} --pictures {entry.pictures} {entry.train} --seed 0 --out {run}"
     line = " ".join(line.split())
@@ -97,7 +97,13 @@ def make(entry: Entry, threads: int, anew: bool) -> dict:
         shutil.rmtree(ROOT / run, ignore_errors=True)
         trained = command(line, threads)
         facts.write_text(json.dumps({**trained, "threads": threads}))
-    trained = json.loads(facts.read_text())
+    return line, json.loads(facts.read_text())
+
+
+def make(entry: Entry, threads: int, anew: bool) -> dict:
+    """The numbers of one page."""
+    run = f"{RUNS}/{entry.system}"
+    line, trained = train(entry, threads, anew)
     row = {"command": f"mezzotint {line}", "seed": 0, "minutes": round(trained["seconds"] / 60, 1)}
     row |= {"cores": trained["threads"], "pictures": trained["pictures"]}
     if entry.draws:
@@ -159,6 +165,7 @@ def main() -> None:
     parser.add_argument("systems", nargs="*", metavar="SYSTEM", help="all, where none is named")
     parser.add_argument("--jobs", type=int, default=1, help="systems at a time")
     parser.add_argument("--anew", action="store_true", help="train again what is already trained")
+    parser.add_argument("--only-train", action="store_true", help="draw and judge nothing yet")
     options = parser.parse_args()
     known = {entry.system: entry for entry in ENTRIES}
     if unknown := set(options.systems) - set(known):
@@ -169,6 +176,9 @@ def main() -> None:
 
     def one(entry: Entry) -> None:
         try:
+            if options.only_train:
+                train(entry, threads, options.anew)
+                return
             row = make(entry, threads, options.anew)
         except Failed as error:
             failures.append(error)
