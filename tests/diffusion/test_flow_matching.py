@@ -9,6 +9,7 @@ import torch
 from gaussian import Gaussian
 
 from mezzotint.core.batch import Batch, PictureRandom, PictureSpec
+from mezzotint.diffusion.measures import adaptive_samples
 from mezzotint.diffusion.model import DenoisingConfig, DenoisingModel
 from mezzotint.diffusion.paths import PATHS, ContinuousVP
 from mezzotint.diffusion.predictions import Denoiser, convert, target
@@ -157,6 +158,24 @@ def test_the_loss_is_that_of_box_11(truth, name, path):
     expected = (v - u).square().mean()
     error = (model(batch).total / expected - 1).abs().detach()
     truth(f"flow matching, {name}", "loss, relative", "Box 11 with the paper's u", error, 1e-14)
+
+
+@NAMED
+def test_the_cost_of_a_sample_is_counted(truth, name, path):
+    network = UNetConfig(8, (1,), 1, (False,), groups=4)
+    model = DenoisingModel(DenoisingConfig(
+        8, 1, network=network, path=name if name == "ot" else "vp", prediction="velocity", times="uniform",
+        solver="rk45", grid="uniform", steps=1, clip=False,
+    ))  # fmt: skip
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    found, loose = adaptive_samples(model, 3, seeds=4), adaptive_samples(model, 3, seeds=4, rtol=1e-2, atol=1e-2)
+    assert (loose.evaluations < found.evaluations).all()
+    alone = adaptive_samples(model, 1, seeds=5)
+    assert alone.evaluations[0] == found.evaluations[1]
+    # the way ends at the path's start; from there `sample` makes one step more
+    error = (found.y.clamp(-1, 1) - model.sample(3, seeds=4)).abs().max()
+    truth(f"flow matching, {name}", "adaptive samples", "the solver rk45", error, 5e-6)
 
 
 class Mixture:

@@ -12,13 +12,15 @@ from mezzotint.core.errors import ConfigError
 from mezzotint.core.system import Identity, Recipe
 from mezzotint.data.pictures import InMemory
 from mezzotint.diffusion.grids import uniform
+from mezzotint.diffusion.measures import departure, straightness
 from mezzotint.diffusion.model import DenoisingConfig, DenoisingModel
 from mezzotint.diffusion.pairs import trajectory
 from mezzotint.diffusion.paths import PATHS
 from mezzotint.diffusion.predictions import Denoiser
-from mezzotint.diffusion.reflow import ReflowConfig, ReflowModel, departure, straightness
+from mezzotint.diffusion.reflow import ReflowConfig, ReflowModel
 from mezzotint.diffusion.solvers import euler
 from mezzotint.nn.unet import UNetConfig
+from mezzotint.systems import find
 from mezzotint.training.schedule import Budget
 from mezzotint.training.trainer import Trainer
 
@@ -244,6 +246,16 @@ def test_a_resumed_student_sees_the_same_pairs():
 def test_what_cannot_be_is_refused(call, words):
     with pytest.raises(ConfigError, match=words):
         call()
+
+
+@pytest.mark.parametrize("name", ["rectified-flow", "reflow", "improved-rectified-flow", "boundary-rectified-flow"])
+def test_the_published_network_has_the_published_size(truth, name):
+    """DDPM++ (Song et al. 2021), without classes."""
+    data = PictureSpec(32, 3)
+    with torch.device("meta"):
+        network = find(name).stages[-1].sizes["paper"](data).network.build(3, 3, 0, 32)
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    truth(f"{name}, paper", "parameters in millions", "61.8 (DDPM++, as published)", abs(millions - 61.8), 0.05)
 
 
 # A whole run

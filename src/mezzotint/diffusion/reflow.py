@@ -1,21 +1,19 @@
-"""Reflow: a flow learned from what another flow makes of noise, on straighter paths; and how straight they are."""
+"""Reflow: a flow learned from what another flow makes of noise, on straighter paths."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..core.batch import Batch, PictureRandom, picture_seeds
+from ..core.batch import Batch
 from ..core.errors import ConfigError
 from ..core.model import Losses, Model
-from .grids import GRIDS, uniform
-from .model import DenoisingConfig, DenoisingModel, choose, choose_solver, evaluating
+from .grids import GRIDS
+from .model import DenoisingConfig, DenoisingModel, choose, choose_solver
 from .pairs import PairPool, trajectory
-from .predictions import Denoiser, rows
-from .solvers import SOLVERS, Step, euler
+from .solvers import SOLVERS
 from .teacher import Teacher, agree, begin_with, newest
 from .times import TIMES
 
@@ -78,47 +76,3 @@ class ReflowModel(DenoisingModel):
         c, teacher = self.config, self.teacher
         grid = GRIDS[c.teacher_grid](c.teacher_steps, teacher.path)
         return trajectory(choose_solver(c.teacher_solver), teacher.guided(labels), teacher.first(noise, grid), grid)
-
-
-@torch.no_grad()
-def straightness(
-    model: DenoisingModel,
-    n: int = 256,
-    *,
-    labels: Tensor | Sequence[int] | None = None,
-    seeds: int | Sequence[int] = 0,
-    steps: int = 100,
-    guidance: float | None = None,
-) -> Tensor:
-    """How far the paths of n samples are from straight, (n,); zero where one step of Euler's method is exact.
-
-        S(Z) = int_0^1 |(Z_1 - Z_0) - v(Z_t, t)|^2 dt,    its mean over samples: E[S(Z)]
-
-    the sum over the picture's numbers, along `steps` equal steps of Euler's method. Path k depends on seed k alone.
-
-    Source: Liu et al. 2022, section 3.2 and theorem 3.7.
-    """
-    random = PictureRandom(picture_seeds(n, seeds), model.device)
-    wanted = model.sampling_labels(n, labels, random)
-    grid = uniform(steps, model.path)
-    c = model.config
-    with evaluating(model):
-        x = model.first(random.normal(c.channels, c.image_size, c.image_size), grid)
-        return departure(model.denoiser(wanted, model.sampling_guidance(guidance)), x, grid)
-
-
-def departure(denoiser: Denoiser, x: Tensor, grid: Tensor) -> Tensor:
-    """The mean square by which the velocity on the way of each x (B, C, H, W) departs from its mean on the way, (B,).
-
-    grid  falling times from 1 to 0 of Euler's steps
-    """
-    velocities: list[Tensor] = []
-
-    def look(step: Step) -> None:
-        velocities.append(step.denoised.velocity)
-
-    euler(denoiser, x, grid, torch.Tensor, look)  # asks for no noise
-    v = torch.stack(velocities)  # (N, B, C, H, W)
-    h = rows(-grid.diff(), v)  # (N, 1, 1, 1, 1), summing to 1
-    mean = (h * v).sum(0)
-    return (h * (v - mean).square()).flatten(2).sum((0, 2))

@@ -18,6 +18,8 @@ from .boundary import BoundaryConfig, BoundaryModel
 from .chain import ChainConfig, ChainModel
 from .classifier_guidance import NoisyClassifier
 from .consistency import ConsistencyConfig, ConsistencyDistillation, ConsistencyTraining
+from .dfno import DFNOConfig, DFNOModel
+from .dmd import DMDConfig, DMDModel
 from .likelihood import FlowModel
 from .model import DenoisingConfig, DenoisingModel
 from .networks import ddpm_unet, improved_ddpm_unet, small_dit, small_unet
@@ -405,6 +407,58 @@ progressive_distillation = System(
     ),
 )  # fmt: skip
 
+dfno = System(
+    name="dfno",
+    title="Diffusion Fourier neural operator",
+    paper=Paper(
+        "Fast Sampling of Diffusion Models via Operator Learning",
+        "Zheng, Nie, Vahdat, Azizzadenesheli, Anandkumar", 2022, "2211.13449",
+    ),
+    family="diffusion",
+    survey="section 6.1, table VII; guidance: eq. 92",
+    summary=(
+        "The teacher's way from noise to picture is the solution of an equation, and a network learns the operator "
+        "that solves it: one evaluation answers noise with the states at all times of the way. Convolutions along "
+        "time, written as products of Fourier coefficients, let the states know each other."
+    ),
+    stages=(
+        replace(progressive_distillation.stages[0], sizes={
+            "small": lambda data: _config(
+                DenoisingConfig, data, small_unet(data), **PROGRESSIVE, prediction="v", steps=16, guidance=1.0
+            ),
+            "paper": lambda data: _config(
+                DenoisingConfig, data, published_unet(data.image_size), **PROGRESSIVE, prediction="clean", steps=512
+            ),
+        }, share=3),
+        Stage(
+            "student",
+            DFNOModel,
+            {
+                # The picture weighs as much again over the last state as that over the one before.
+                "small": lambda data: DFNOConfig(
+                    data.image_size, data.channels, len(data.classes), small_unet(data), largest_weight=20.0,
+                    pairs=1024, teacher_solver="dpm++2m", teacher_steps=16,
+                ),
+                # A million trajectories are more than a model can keep.
+                "paper": lambda data: DFNOConfig(
+                    data.image_size, data.channels, len(data.classes), published_unet(data.image_size),
+                    pairs=1_000_000, keep_pairs=False, teacher_steps=512,
+                ),
+            },
+            {
+                "small": replace(SMALL_STUDENT, optimizers={
+                    "model": Optimizer("adamw", lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.0)
+                }),
+                # CIFAR-10, the authors' settings: 400 k steps, EMA 0.9999; the rate halves at each quarter, not in a line
+                "paper": Recipe(
+                    batch_size=256, pictures=102_400_000, optimizers={"model": Optimizer("adam", lr=2e-4, clip=None)},
+                    warmup=2_560_000, decay="linear", final_lr=0.125, ema_half_life=1_774_000,
+                ),
+            },
+        ),
+    ),
+)  # fmt: skip
+
 
 def _consistency(data: PictureSpec, network: Any, **choices: Any) -> ConsistencyConfig:
     return ConsistencyConfig(data.image_size, data.channels, len(data.classes), network, **choices)
@@ -495,6 +549,66 @@ consistency_training = System(
             total_steps=PAPER_CONSISTENCY.pictures // PAPER_CONSISTENCY.batch_size,
         ),
     }, PAPER_CONSISTENCY),
+)  # fmt: skip
+
+dmd = System(
+    name="dmd",
+    title="Distribution matching distillation",
+    paper=Paper(
+        "One-step Diffusion with Distribution Matching Distillation",
+        "Yin, Gharbi, Zhang, Shechtman, Durand, Freeman, Park", 2023, "2311.18828",
+    ),
+    family="diffusion",
+    survey="section 6.1; guidance: eq. 92",
+    summary=(
+        "A generator of one step is pushed from where its own pictures are too dense towards where the teacher's are, "
+        "by the difference of two scores: the teacher's, and that of a denoiser which keeps learning what the "
+        "generator draws. Pairs of noise and the teacher's picture keep it from forgetting a kind of picture."
+    ),
+    stages=(
+        Stage(
+            "teacher",
+            DenoisingModel,
+            {
+                "small": lambda data: _config(
+                    DenoisingConfig, data, small_unet(data), **TEACHER, steps=18, guidance=1.0
+                ),
+                "paper": lambda data: _config(
+                    DenoisingConfig, data, ddpmpp_config(data.image_size, multipliers=(2, 2, 2)), **TEACHER, steps=18
+                ),
+            },
+            {"small": SMALL_RECIPE, "paper": edm.stages[0].recipes["paper"]},
+        ),
+        Stage(
+            "student",
+            DMDModel,
+            {
+                # Pairs weigh more in a training so short that the two players have hardly met.
+                "small": lambda data: DMDConfig(
+                    data.image_size, data.channels, len(data.classes), small_unet(data), regression=1.0, pairs=1024,
+                    teacher_solver="dpm++2m", teacher_steps=10,
+                ),
+                # Yin et al. 2023, appendix B.1: CIFAR-10
+                "paper": lambda data: DMDConfig(
+                    data.image_size, data.channels, len(data.classes),
+                    replace(ddpmpp_config(data.image_size, multipliers=(2, 2, 2)), dropout=0.0),
+                    regression=0.25 if data.classes else 0.5, pairs=100_000 if data.classes else 500_000,
+                ),
+            },
+            {
+                # The score must keep up with the generator, or they chase each other in circles.
+                "small": replace(SMALL_STUDENT, optimizers={
+                    "generator": Optimizer("adamw", lr=5e-4, betas=(0.9, 0.99), weight_decay=0.0),
+                    "fake": Optimizer("adamw", lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0),
+                }),
+                # 300 k steps of two turns each, no average
+                "paper": Recipe(
+                    batch_size=392, pictures=235_200_000, warmup=392_000, decay="constant", ema_half_life=0,
+                    optimizers={"model": Optimizer("adamw", lr=5e-5, weight_decay=0.01, clip=10.0)},
+                ),
+            },
+        ),
+    ),
 )  # fmt: skip
 
 # Section 7: flows -----------------------------------------------------------------------------------------------------
@@ -679,7 +793,7 @@ optimal_flow_matching = System(
         "among such flows has one solution, the optimal transport from noise to pictures, which draws in one step."
     ),
     stages=_one_stage(OptimalFlowModel, {
-        "small": lambda data: OptimalFlowConfig(data.image_size, data.channels, widths=(256, 256), rank=128),
+        "small": lambda data: OptimalFlowConfig(data.image_size, data.channels, widths=(512, 512), rank=256),
         # The paper transports points of benchmarks and codes of 512 numbers, not pixels: there is no size to follow.
         "paper": lambda data: OptimalFlowConfig(data.image_size, data.channels, widths=(1024, 1024), rank=512),
     }, replace(PAPER_RECIPE, pictures=12_800_000, optimizers={"model": Optimizer("adam", lr=1e-3)}),
@@ -723,7 +837,7 @@ boundary_rectified_flow = System(
 
 SYSTEMS = (
     dpm, ddpm, improved_ddpm, score_sde_vp, score_sde_ve, score_sde_subvp, noisy_classifier, adm, edm, dit,
-    progressive_distillation, consistency_distillation, consistency_training,
+    progressive_distillation, dfno, consistency_distillation, consistency_training, dmd,
     neural_ode, rectified_flow, reflow, rectified_transport, flow_matching_ot, flow_matching_diffusion,
     optimal_flow_matching, improved_rectified_flow, boundary_rectified_flow,
 )  # fmt: skip
