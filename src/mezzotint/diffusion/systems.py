@@ -449,7 +449,7 @@ dfno = System(
                 "small": replace(SMALL_STUDENT, optimizers={
                     "model": Optimizer("adamw", lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.0)
                 }),
-                # CIFAR-10, the authors' settings: 400 k steps, EMA 0.9999; the rate halves at each quarter, not in a line
+                # CIFAR-10, authors' settings: 400 k steps, EMA 0.9999; the rate is halved thrice, where here it falls in a line
                 "paper": Recipe(
                     batch_size=256, pictures=102_400_000, optimizers={"model": Optimizer("adam", lr=2e-4, clip=None)},
                     warmup=2_560_000, decay="linear", final_lr=0.125, ema_half_life=1_774_000,
