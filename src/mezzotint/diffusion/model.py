@@ -344,7 +344,7 @@ def pseudo_huber(error: Tensor) -> Tensor:
 
 def by_quarter(error: Tensor, t: Tensor, name: str = "mse") -> dict[str, Tensor]:
     """What the pictures whose time lies in each quarter of [0, 1] add to the mean of `error` (B,); they sum to it."""
-    quarter = (t * QUARTERS).ceil().sub(1).clamp(0, QUARTERS - 1).to(error.device, non_blocking=True)
+    quarter = (t * QUARTERS).ceil().sub(1).clamp(0, QUARTERS - 1).long().to(error.device, non_blocking=True)
     return {f"{name}/{q + 1}": torch.where(quarter == q, error, 0.0).mean() for q in range(QUARTERS)}
 
 
