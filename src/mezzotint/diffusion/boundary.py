@@ -72,8 +72,7 @@ class BoundaryModel(DenoisingModel):
         """-v, since our times run from picture to noise; (B, C, H, W)."""
         s = 1 - t.double()
         f, g = s**self.config.sharpness, (1 - s) ** self.config.sharpness
-        last = torch.tensor(self.config.classes, device=self.mean.device)
-        C = self.mean[last if labels is None else labels].to(x.dtype)
+        C = (self.mean[-1] if labels is None else self.mean[labels]).to(x.dtype)
         m = super().answer(x, t, labels)
         return rows(g, x) * (x - C) - rows(f, x) * x + rows(1 - f - g, x) * m.to(x.dtype)
 
