@@ -121,7 +121,7 @@ def test_samples_are_pictures():
     assert pictures.abs().max() <= 1
 
 
-@pytest.mark.parametrize("choices", [{"path": "linear"}, {"prediction": "noise"}, {"unit_input": True}])
+@pytest.mark.parametrize("choices", [{"path": "linear"}, {"prediction": "v"}, {"unit_input": True}])
 def test_other_predictions_have_no_such_boundary(choices):
     with pytest.raises(ConfigError, match="straight path"):
         tiny(**choices)

@@ -187,7 +187,7 @@ def test_the_pairs_are_the_teachers_pictures(truth):
 
 
 def test_the_loss_is_that_of_the_pair(truth):
-    model = student(flow(), one_step=True).double()
+    model = student(flow(), times="last").double()
     batch_ = batch()
     pairs = model.pool.draw(batch_.random(), model.solve)
     answer = model.network(pairs.noise.double(), STRAIGHT.network_time(torch.ones(6)))

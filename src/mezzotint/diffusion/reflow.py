@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..core.batch import Batch
+from ..core.batch import Batch, PictureRandom
 from ..core.errors import ConfigError
 from ..core.model import Losses, Model
 from .grids import GRIDS
 from .model import DenoisingConfig, DenoisingModel, choose, choose_solver
 from .pairs import PairPool, trajectory
+from .paths import Path
 from .solvers import SOLVERS
 from .teacher import Teacher, agree, begin_with, newest
-from .times import TIMES
+from .times import TIMES, TimeSampler
+
+
+def last(random: PictureRandom, path: Path) -> Tensor:
+    """1, always (B,): what is learned is the one step from noise to picture."""
+    return torch.ones(len(random), dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -24,10 +32,11 @@ class ReflowConfig(DenoisingConfig):
 
     pairs: int = 2048  # of noise and the teacher's picture
     keep_pairs: bool = True  # False: a pair is solved whenever it is drawn, for more pairs than there is memory
-    one_step: bool = False  # learn the step from t = 1 alone: distillation
     teacher_solver: str = "euler"
     teacher_grid: str = "uniform"
     teacher_steps: int = 8
+
+    time_samplers: ClassVar[Mapping[str, TimeSampler]] = {**TIMES, "last": last}  # of `times`; "last": distillation
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,8 +52,8 @@ class ReflowModel(DenoisingModel):
         min E |(Z_1 - Z_0) - v((1 - t) Z_0 + t Z_1, t)|^2        (the survey's eq. 104, its t our 1 - t)
 
     The pairs of a flow do not cross at any time as independent ones do, so the next flow goes nearly straight, in one
-    or a few steps, with the same pictures at its end and at no greater transport cost. With `one_step`, t is always
-    that of noise, and what is learned is the step that reaches the teacher's picture at once: distillation.
+    or a few steps, with the same pictures at its end and at no greater transport cost. With the times "last", t is
+    always that of noise, and what is learned is the step that reaches the teacher's picture at once: distillation.
 
     earlier  the earlier stages by name. The last is the teacher, whose pairs are guided as its config says; the
              student begins with its weights
@@ -67,7 +76,7 @@ class ReflowModel(DenoisingModel):
         """The loss of as many pairs as the batch has pictures, which themselves are not looked at."""
         random = batch.random()
         pairs = self.pool.draw(random, self.solve)
-        t = torch.ones(len(batch)).double() if self.config.one_step else TIMES[self.config.times](random, self.path)
+        t = self.training_times(random)
         labels = self.training_labels(Batch(pairs.end, pairs.labels), random)
         return self.regression(pairs.end, pairs.noise, t, labels)
 

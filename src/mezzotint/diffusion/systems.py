@@ -673,7 +673,7 @@ def _rectified(share: float) -> Stage:
 
 # What later flows learn from: on a laptop, eight Euler steps of the first flow; in the paper, the adaptive solver, and
 # millions of pairs, which are more than a model can keep.
-SMALL_PAIRS: dict[str, Any] = {"pairs": 2048, "teacher_steps": 8}
+SMALL_PAIRS: dict[str, Any] = {"pairs": 1024, "teacher_steps": 8}
 PAPER_PAIRS: dict[str, Any] = {"pairs": 4_000_000, "keep_pairs": False, "teacher_solver": "rk45", "teacher_steps": 1}
 
 
@@ -701,7 +701,7 @@ reflow = System(
         "A rectified flow draws pictures from noise, and a second one learns from these pairs in place of independent "
         "ones. Its paths no longer cross, so they are nearly straight, and a third model learns to go them in one step."
     ),
-    stages=(_rectified(3), _reflow("reflow", 2, 4), _reflow("one-step", 1, 1, first=False, one_step=True)),
+    stages=(_rectified(3), _reflow("reflow", 2, 4), _reflow("one-step", 1, 1, first=False, times="last")),
 )
 
 

@@ -15,7 +15,6 @@ from .grids import GRIDS, Grid
 from .model import Callback, DenoisingConfig, DenoisingModel, choose, choose_solver, evaluating, refuse
 from .solvers import SOLVERS, Solver
 from .teacher import Teacher, agree, begin_with, newest
-from .times import TIMES
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class TransportModel(DenoisingModel):
         if batch.source is None:
             raise DataError("this model begins from pictures of a second set, and there is none; name it with --source")
         random = batch.random()
-        t = TIMES[self.config.times](random, self.path)
+        t = self.training_times(random)
         labels = self.training_labels(batch, random)
         x = batch.images if self.teacher is None else self.solve(batch.source, batch.labels)
         return self.regression(x, batch.source, t, labels)
