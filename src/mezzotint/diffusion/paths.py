@@ -148,7 +148,7 @@ class VariancePreserving:
         log_alpha_bar = table[k] + (position - k) * increment
         slope = increment * self.steps
         alpha = torch.exp(log_alpha_bar / 2)
-        sigma = torch.sqrt(-torch.expm1(log_alpha_bar))
+        sigma = torch.sqrt(0.0 - torch.expm1(log_alpha_bar))  # and not -0 at t = 0
         return Coefficients(alpha, sigma, d_alpha=slope * alpha / 2, d_sigma=-slope * alpha**2 / (2 * sigma))
 
     def network_time(self, t: Tensor) -> Tensor:
@@ -262,7 +262,7 @@ class ContinuousVP:
         t = t.double()
         rise = self.beta_max - self.beta_min
         log_alpha = -rise * t**2 / 4 - self.beta_min * t / 2
-        alpha, variance = torch.exp(log_alpha), -torch.expm1(2 * log_alpha)
+        alpha, variance = torch.exp(log_alpha), 0.0 - torch.expm1(2 * log_alpha)
         d_alpha = -(self.beta_min + rise * t) / 2 * alpha
         if self.sub:
             return Coefficients(alpha, variance, d_alpha, d_sigma=-2 * alpha * d_alpha)
