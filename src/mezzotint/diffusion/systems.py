@@ -793,7 +793,7 @@ optimal_flow_matching = System(
         "among such flows has one solution, the optimal transport from noise to pictures, which draws in one step."
     ),
     stages=_one_stage(OptimalFlowModel, {
-        "small": lambda data: OptimalFlowConfig(data.image_size, data.channels, widths=(512, 512), rank=256),
+        "small": lambda data: OptimalFlowConfig(data.image_size, data.channels, widths=(256, 256), rank=128),
         # The paper transports points of benchmarks and codes of 512 numbers, not pixels: there is no size to follow.
         "paper": lambda data: OptimalFlowConfig(data.image_size, data.channels, widths=(1024, 1024), rank=512),
     }, replace(PAPER_RECIPE, pictures=12_800_000, optimizers={"model": Optimizer("adam", lr=1e-3)}),
