@@ -13,6 +13,7 @@ from toys import TOYS, register_toys
 import mezzotint as mz
 from mezzotint import systems
 from mezzotint.core.checkpoint import latest
+from mezzotint.core.errors import ConfigError
 from mezzotint.core.system import Recipe, Stage, System
 from mezzotint.diffusion.systems import SYSTEMS
 from mezzotint.training.run import RunSettings, _share, train
@@ -75,3 +76,8 @@ def test_a_run_spends_the_shares(tmp_path, monkeypatch):
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
 def test_every_stage_of_the_catalogue_has_a_share(system):
     assert all(budget.pictures >= 100 for budget in budgets(Budget(pictures=10_000), system))
+
+
+def test_a_stage_without_a_share_is_refused():
+    with pytest.raises(ConfigError, match="above 0"):
+        replace(TWO.stages[0], share=0.0)

@@ -80,7 +80,11 @@ class Stage:
     model: type[Model]  # called as model(config, **{earlier stage name: its model})
     sizes: Mapping[str, Callable[[PictureSpec], Config]]  # "small", "paper"
     recipes: Mapping[str, Recipe]  # by size
-    share: float = 1.0  # of a budget for the whole system, in proportion to the other stages' shares
+    share: float = 1.0  # of a budget for the whole system, in proportion to the other stages' shares; above 0
+
+    def __post_init__(self) -> None:
+        if not self.share > 0:
+            raise ConfigError(f"stage {self.name}: the share of the budget must be above 0, not {self.share}")
 
 
 @dataclass(frozen=True)
