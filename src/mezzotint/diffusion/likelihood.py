@@ -14,6 +14,7 @@ from ..core.errors import ConfigError
 from .grids import GRIDS, Grid
 from .model import DenoisingModel, choose, evaluating, told
 from .ode import dopri5, rk4
+from .paths import PATHS
 from .predictions import Denoiser, components, rows
 
 Trace = Literal["hutchinson", "exact"]
@@ -105,6 +106,20 @@ def earliest(denoiser: Denoiser) -> float:
     return start if at.sigma > 0 or (of_noise != 0 and of_noise.isfinite()) else 1e-3
 
 
+def smooth(denoiser: Denoiser) -> tuple[Denoiser, float]:
+    """The denoiser on a path without corners, and the time at which it begins there.
+
+    The velocity of a path of steps jumps at each of them, at which an adaptive solver stumbles. The ODE is the same on
+    every path but for time and scale, so there it is followed on "vp", from the noise of the first step: both keep
+    alpha^2 + sigma^2 = 1, so that the pictures have the same scale.
+    """
+    start = earliest(denoiser)
+    if not hasattr(denoiser.path, "steps"):
+        return denoiser, start
+    ratio = denoiser.path.at(torch.tensor(start, dtype=torch.float64, device="cpu")).ratio
+    return denoiser.on(PATHS["vp"]), float(PATHS["vp"].time_of(ratio))
+
+
 def rademacher(random: PictureRandom, *shape: int) -> Tensor:
     """-1 or 1, each as likely, (B, *shape) float32: the probe of least variance (Hutchinson 1990)."""
     return 2.0 * random.integers(0, 2, *shape) - 1
@@ -116,7 +131,7 @@ class FlowModel(DenoisingModel):
     The density is one over [-1, 1]; pictures of 256 levels have one only when they are dequantised, x + u, and the
     model should have learned from such pictures (`Recipe.pixels`).
 
-    Source: see `likelihood`.
+    Source: see `likelihood`, and `smooth` for a path of steps.
     """
 
     density = True
@@ -171,12 +186,12 @@ class FlowModel(DenoisingModel):
         random = PictureRandom(picture_seeds(len(images), seeds), images.device)
         probe = rademacher(random, *images.shape[1:]).to(images.dtype) if trace == "hutchinson" else None
         with evaluating(self):
-            denoiser = self.unclipped(labels)
+            denoiser, start = smooth(self.unclipped(labels))
             times = None
             if steps is not None:
-                falling = choose("grid", GRIDS, "karras" if grid is None else grid)(steps, self.path)
-                times = _rising(falling, earliest(denoiser))
-            return likelihood(denoiser, images, probe, rtol=rtol, atol=atol, times=times)
+                falling = choose("grid", GRIDS, "karras" if grid is None else grid)(steps, denoiser.path)
+                times = _rising(falling, start)
+            return likelihood(denoiser, images, probe, start=start, rtol=rtol, atol=atol, times=times)
 
 
 def _rising(grid: Tensor, start: float) -> Tensor:
