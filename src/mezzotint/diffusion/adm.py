@@ -59,7 +59,7 @@ def noisy_classifier_config(
 
     paper  for ImageNet at 64 (65 M parameters), 128 (43 M) and 256 pixels (54 M), on ADM's path at that size; pictures
            of another size get that of the next larger published one
-    small  0.2 M parameters for 28 or 32 pixels: the way down of the small network that it guides, at half its width
+    small  0.1 M parameters for 28 or 32 pixels: the way down of the small network that it guides, at half its width
 
     Raises `ConfigError` if the network cannot halve such pictures often enough.
     Source: Dhariwal and Nichol 2021 (arXiv 2105.05233), section 4 and the hyperparameters in appendix I.

@@ -64,6 +64,6 @@ def improved_ddpm_unet(data: PictureSpec) -> UNetConfig:
 
 
 def small_dit(data: PictureSpec) -> DiTConfig:
-    """4.0 M parameters over patches of four pixels, or of two, or single pixels, whichever divide the pictures."""
+    """4.2 M parameters over patches of four pixels, or of two, or single pixels, whichever divide the pictures."""
     patch = next(p for p in (4, 2, 1) if data.image_size % p == 0)
     return DiTConfig(depth=6, width=192, heads=6, patch=patch)
