@@ -290,7 +290,8 @@ def test_the_likelihood_of_a_picture_depends_on_its_seed_alone(truth, steps):
 
 def test_float32_is_good_enough(truth):
     x = torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    single, double = tiny().likelihood(x), tiny().double().likelihood(x.double())
+    single, double = (made.likelihood(x.to(dtype), rtol=1e-5, atol=1e-5)
+                      for made, dtype in ((tiny(), torch.float32), (tiny().double(), torch.float64)))  # fmt: skip
     assert single.log_prob.dtype == torch.float32
     truth("flow model", "log_prob in float32, nats", "float64", (single.log_prob - double.log_prob).abs().max(), 1e-4)
 
@@ -345,4 +346,4 @@ def test_bits_per_dimension_are_those_of_dequantised_pictures():
     assert isinstance(model, HasLogProb)
     result = mean_bits_per_dim(model, [torch.zeros(3, 1, 2, 2)], controls={"steps": 3})
     assert (result.bound, result.pixels, result.pictures) == (True, "dequantised", 3)
-    assert result.controls == {"trace": "hutchinson", "rtol": 1e-5, "atol": 1e-5, "steps": 3, "grid": None}
+    assert result.controls == {"trace": "hutchinson", "rtol": 1e-4, "atol": 1e-4, "steps": 3, "grid": None}
