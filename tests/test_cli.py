@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from mezzotint import cli
+from mezzotint.diffusion.grids import GRIDS
+from mezzotint.diffusion.solvers import SOLVERS
 
 
 @pytest.fixture
@@ -56,6 +58,23 @@ def test_systems_are_listed_and_described(call):
         assert code == 0
         assert "parameters" in out
         assert json.loads(call("describe", name, "--json")[1])["stages"]
+
+
+def test_no_name_is_cut_short_on_a_narrow_terminal(call):
+    listed = {entry["name"] for entry in json.loads(call("systems", "--json")[1])}
+    assert listed == {line.split()[0] for line in call("systems")[1].splitlines()[1:] if line[:2].strip()}
+
+
+def test_help_names_every_solver_and_grid():
+    assert cli.SOLVERS.split(", ") == list(SOLVERS)
+    assert cli.GRIDS.split(", ") == list(GRIDS)
+
+
+def test_several_numbers_are_one_control(call, run, tmp_path):
+    for k, interval in enumerate(("0.2,0.8", "[0.2, 0.8]")):
+        options = ("--steps", 3, "--guidance", 3, "--control", f"guidance_interval={interval}")
+        assert call("sample", run / "flow", "--n", 1, "--out", tmp_path / f"{k}.png", *options)[0] == 0
+    assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
 
 
 def test_one_grid_or_a_folder_of_pictures(call, run, tmp_path):
@@ -138,6 +157,18 @@ def test_evaluation_prints_its_protocol_and_writes_a_report(call, run, tmp_path)
         (("sample", "FLOW", "--out", "x.png", "--label", "11"), 2, "no class is called '11'"),
         (("sample", "FLOW", "--out", "x.png", "--solver", "eular"), 2, "did you mean 'euler'"),
         (("sample", "FLOW", "--out", "x.png", "--n", "0"), 2, "--n"),
+        (("sample", "FLOW", "--out", "x.png", "--grid", "kerras"), 2, "did you mean 'karras'"),
+        (("sample", "FLOW", "--out", "x.png", "--source", "fashion"), 2, "begins from noise"),
+        (("sample", "FLOW", "--out", "x.png", "--control", "etta=1"), 2, "did you mean 'eta'"),
+        (("sample", "FLOW", "--out", "x.png", "--control", "eta=much"), 2, "valid number"),
+        (("sample", "FLOW", "--out", "x.png", "--control", "eta=0.5"), 2, "belongs to the solver ddim"),
+        (("sample", "FLOW", "--out", "x.png", "--control", "steps=2.5"), 2, "valid integer"),
+        (("sample", "FLOW", "--out", "x.png", "--control", "solver=5"), 2, "no solver is called '5'"),
+        (("sample", "FLOW", "--out", "x.png", "--control", "guidance_interval=0.5"), 2, "too few values"),
+        (("sample", "FLOW", "--out", "x.png", "--control", "guidance_interval=0,1,2"), 2, "at most 2"),
+        (("sample", "FLOW", "--out", "x.png", "--control", "guidance_interval=0.8,0.2"), 2, "an earliest and a latest"),
+        (("evaluate", "JUDGE", "--data", "fashion", "--steps", "3"), 2, "draws no pictures"),
+        (("evaluate", "FLOW", "--data", "fashion", "--source", "fashion/sneaker"), 2, "--source means nothing"),
         (("sample", "JUDGE", "--out", "x.png"), 2, "does not draw"),
         (("sample", "FLOW", "--out", "x.png", "--label", "²"), 2, "no class is called"),
         (("sample", "runs/my clothes", "--out", "x.png"), 1, "runs/my clothes"),

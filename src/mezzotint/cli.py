@@ -50,8 +50,13 @@ Source = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed; picture k depends on seed + k alone.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps.")]
-Solver = Annotated[str | None, typer.Option(help="Solver name.")]
-Grid = Annotated[str | None, typer.Option(help="The times that the solver visits.")]
+SOLVERS = (
+    "ancestral, ancestral-large, ancestral-learned, ddim, euler, heun, edm, edm-stochastic, euler-maruyama, "
+    "predictor-corrector, dpm++2m, dpm++2m-sde, dpm++3m, unipc, lms, rk45"
+)  # written out, because help must not import them
+GRIDS = "uniform, leading, trailing, linspace, quadratic, karras, exponential"
+Solver = Annotated[str | None, typer.Option(help=f"Solver: {SOLVERS}.")]
+Grid = Annotated[str | None, typer.Option(help=f"The times that the solver visits: {GRIDS}.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance weight w.")]
 Controls = Annotated[
     list[str] | None,
@@ -228,7 +233,6 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Judge a trained model: a table with its protocol, report.html and report.json."""
-    from .core.model import Samples
     from .core.precision import autocast, resolve_precision
     from .data import open_pictures
     from .evaluation.evaluate import evaluate as judge
@@ -240,12 +244,13 @@ def evaluate(
         out = run
     accelerator = _accelerator()
     model = _load(run, accelerator)
+    controls = _controls(model, {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}, control)
     spec = model.identity.data if model.identity else None
+    if source is not None and spec is not None and not spec.source:
+        raise ConfigError(f"{_name(model)} begins from no other pictures, so --source means nothing to it")
     size, channels = (spec.image_size, spec.channels) if spec else (None, None)
     test = open_pictures(data, split="test", image_size=size, channels=channels, beside=source)
     train_set = open_pictures(data, split="train", image_size=size, channels=channels)
-    asked = {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}
-    controls = _controls(model, asked, control) if isinstance(model, Samples) else {}
     shard = (accelerator.process_index, accelerator.num_processes)
     with autocast(resolve_precision(precision.value, model.device), model.device), _counting(n, accelerator) as count:
         evaluation: Evaluation = judge(
@@ -275,12 +280,16 @@ def systems(json: Json = False) -> None:
         print(jsonlib.dumps([_facts(system) for system in entries]))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("system", "family", "paper", "survey", "needs", box=None, header_style="bold")
+    # a name that is cut short cannot be typed
+    columns = Column("system", no_wrap=True), "family", "paper", "survey", Column("needs", no_wrap=True)
+    table = Table(*columns, box=None, header_style="bold")
     for system in entries:
-        paper = f"{system.paper.authors}, {system.paper.year}"
-        table.add_row(system.name, system.family, paper, system.survey, ", ".join(sorted(system.needs)) or "pictures")
+        first, *others = system.paper.authors.split(", ")
+        paper = f"{first} {'et al. ' * bool(others)}{system.paper.year}"
+        survey = system.survey.split("; guidance")[0]
+        table.add_row(system.name, system.family, paper, survey, ", ".join(sorted(system.needs)) or "pictures")
     Console().print(table)
 
 
@@ -381,25 +390,58 @@ def _key_values(pairs: list[str], option: str = "--set") -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _controls(model: Any, asked: dict[str, Any], others: list[str] | None = None) -> dict[str, Any]:
-    """The controls that were given. Raises `ConfigError` for one that this model's `sample` does not have."""
+def _controls(model: Model, asked: dict[str, Any], others: list[str] | None = None) -> dict[str, Any]:
+    """The controls that were given.
+
+    Raises `ConfigError` for one that this model's `sample` does not have, or a value that is not of its kind.
+    """
     import inspect
+    import typing
 
-    from .core.config import parse
+    from .core.model import Samples
 
+    if not isinstance(model, Samples):
+        for name in (*(option for option, value in asked.items() if value is not None), *_key_values(others or [])):
+            raise ConfigError(f"{_name(model)} draws no pictures, so {name} means nothing to it")
+        return {}
     standard = {"self", "n", "labels", "captions", "source", "mask", "seeds", "controls", "progress", "callback"}
     known = set(inspect.signature(model.sample).parameters) - standard
+    texts = {name.replace("-", "_"): text for name, text in _key_values(others or [], "--control").items()}
     given = {name: value for name, value in asked.items() if value is not None}
-    for name, text in _key_values(others or [], "--control").items():
-        value = parse(text)
-        given[name.replace("-", "_")] = tuple(value) if isinstance(value, list) else value
-    for name in given:
+    for name in (*given, *texts):
         if name not in known:
             named = " and ".join(f"--{option}" for option in asked if option in known)
             rest = ", ".join(sorted(known - set(asked)))
-            has = f"{named or 'no named ones'}" + (f"; --control takes {rest}" if rest else "")
-            raise ConfigError(f"{_name(model)} has no control {name!r}{suggest(name, known)}; it has {has}")
-    return given
+            has = "; ".join([*([f"it has {named}"] if named else []), *([f"--control takes {rest}"] if rest else [])])
+            raise ConfigError(f"{_name(model)} has no control {name!r}{suggest(name, known)}; {has or 'it has none'}")
+    hints = typing.get_type_hints(model.sample)
+    return given | {name: _control(name, text, hints.get(name)) for name, text in texts.items()}
+
+
+def _control(name: str, text: str, hint: Any) -> Any:
+    """The value of a control that is written NAME=VALUE, of the kind that its annotation names."""
+    import types
+    import typing
+    from functools import reduce
+    from operator import or_
+
+    from pydantic import TypeAdapter, ValidationError
+
+    from .core.config import parse
+
+    alone = typing.get_origin(hint) not in (typing.Union, types.UnionType)
+    parts = (hint,) if alone else typing.get_args(hint)
+    several = [part for part in parts if typing.get_origin(part) is not None]  # tuple[float, float]
+    kinds = several + [part for part in parts if part in (bool, int, float, str)]  # leaves None and functions out
+    value = parse(text, [] if several else "" if kinds == [str] else None)
+    if not kinds:
+        return value
+    try:
+        return TypeAdapter(reduce(or_, kinds)).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = "too few values" if first["type"] == "missing" else f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        raise ConfigError(f"--control {name}={text}: {cause}") from None
 
 
 def _labels(model: Model, n: int, label: str | None) -> Any:
