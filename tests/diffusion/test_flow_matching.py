@@ -178,6 +178,22 @@ def test_the_cost_of_a_sample_is_counted(truth, name, path):
     truth(f"flow matching, {name}", "adaptive samples", "the solver rk45", error, 5e-6)
 
 
+def test_clipped_samples_end_where_their_velocity_exists(truth):
+    """A clean picture held within [-1, 1] tells no velocity at t = 0 itself; the way ends at 0.001 instead."""
+    data, z = Gaussian(), PictureRandom(range(3)).normal(1, 8, 8)
+    model = DenoisingModel(DenoisingConfig(
+        8, 1, network=UNetConfig(8, (1,), 1, (False,), groups=4), path="straight", prediction="velocity",
+        times="uniform", solver="rk45", grid="uniform", steps=1, clip=True,
+    ))  # fmt: skip
+    exact = data.denoiser(PATHS["straight"], "velocity")
+    model.answer = lambda x, t, labels=None: exact(x, t).velocity
+    found = adaptive_samples(model, 3).y
+    inside = (data.mean + data.std * z).abs() < 0.9  # where nothing is ever clipped on the way
+    at = PATHS["straight"].at(torch.tensor(1e-3).double())
+    expected = at.alpha * data.mean + data.spread(at) * z
+    truth("flow matching", "adaptive samples, clipped", "closed form", (found - expected)[inside].abs().max(), 1e-4)
+
+
 class Mixture:
     """Four Gaussians in the plane."""
 

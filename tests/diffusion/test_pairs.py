@@ -10,7 +10,7 @@ from mezzotint.core.errors import ConfigError
 from mezzotint.diffusion.grids import uniform
 from mezzotint.diffusion.pairs import PairPool, trajectory
 from mezzotint.diffusion.paths import PATHS
-from mezzotint.diffusion.solvers import ancestral, ddim, euler
+from mezzotint.diffusion.solvers import ancestral, ddim, euler, rk45
 
 STRAIGHT = PATHS["straight"]
 GRID = uniform(8, STRAIGHT)
@@ -142,6 +142,7 @@ def test_pairs_are_solved_without_gradients_and_in_full_precision():
         (lambda: _followed(ancestral), "deterministic"),
         (lambda: _followed(ddim, (3, 2)), "in this order"),
         (lambda: _followed(ddim, (9,)), "no places"),
+        (lambda: _followed(rk45, (2, -1)), "its own times"),
     ],
 )
 def test_what_cannot_be_is_refused(call, words):

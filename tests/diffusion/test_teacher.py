@@ -7,6 +7,7 @@ import torch
 
 from mezzotint.core.batch import Batch
 from mezzotint.core.errors import ConfigError
+from mezzotint.diffusion.boundary import BoundaryConfig, BoundaryModel
 from mezzotint.diffusion.model import DenoisingConfig, DenoisingModel
 from mezzotint.diffusion.progressive import ProgressiveStudent
 from mezzotint.diffusion.teacher import Teacher, agree, begin_with, newest
@@ -42,7 +43,9 @@ def test_a_teacher_draws_what_the_model_drew(kind):
     teacher = Teacher(model)
     assert torch.equal(teacher.sample(3, seeds=5), model.sample(3, seeds=5))
     x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor(0.6).double(), torch.tensor([0, 2])
-    assert torch.equal(teacher.guided(labels)(x, t).clean, model.denoiser(labels, model.sampling_guidance(1.0))(x, t).clean)
+    assert torch.equal(
+        teacher.guided(labels)(x, t).clean, model.denoiser(labels, model.sampling_guidance(1.0))(x, t).clean
+    )
     assert torch.equal(teacher.guided()(x, t).clean, model.denoiser()(x, t).clean)
 
 
@@ -84,6 +87,8 @@ def test_what_cannot_teach_is_refused():
     model = DenoisingModel(config(4))
     with pytest.raises(ConfigError, match="no denoising model"):
         Teacher(torch.nn.Linear(1, 1))
+    with pytest.raises(ConfigError, match="more than what its network says"):  # masks and a mean besides
+        Teacher(BoundaryModel(BoundaryConfig(8, 1, network=TINY, times="uniform", grid="uniform", clip=False)))
     with pytest.raises(ConfigError, match="needs a teacher"):
         newest({})
     with pytest.raises(ConfigError, match="the path of its teacher, 'cosine', not 'linear'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ def adaptive_samples(
     """n samples by the adaptive solver, not held within [-1, 1], and how many evaluations each of them took.
 
     `evaluations` (n,) counts what each picture would have cost alone; with guidance each is two of the network. The way
-    ends where the velocity still exists: at t = 0, or at the path's start.
+    ends where the velocity still exists: at t = 0, at the path's start, or at 0.001 (`likelihood.earliest`).
 
     Source: survey, table XI (NFE); Lipman et al. 2022 (arXiv 2210.02747), section 6.
     """
@@ -84,4 +85,6 @@ def adaptive_samples(
     with evaluating(model):
         denoiser = model.denoiser(wanted, model.sampling_guidance(guidance))
         x = model.first(random.normal(c.channels, c.image_size, c.image_size), start)
-        return probability_flow(denoiser, x, start[0], earliest(denoiser), rtol, atol)
+        # what holds the clean picture within [-1, 1] tells no other velocity than that picture does
+        end = earliest(replace(denoiser, kind="clean") if denoiser.clip else denoiser)
+        return probability_flow(denoiser, x, start[0], end, rtol, atol)

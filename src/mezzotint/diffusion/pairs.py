@@ -111,7 +111,7 @@ def trajectory(
     x     the state at grid[0], (B, C, H, W)
     kept  their places in the grid, rising; -1 is the end
 
-    Raises `ConfigError` for a stochastic solver, or for places outside the grid.
+    Raises `ConfigError` for a stochastic solver, one that does not stop at the places, or places outside the grid.
     """
     places = [place % len(grid) for place in kept if -len(grid) <= place < len(grid)]
     if len(places) != len(kept) or places != sorted(set(places)):
@@ -125,6 +125,8 @@ def trajectory(
     end = solver(denoiser, x, grid, _no_noise, look)
     if len(grid) - 1 in places:
         passed.append(end)
+    if len(passed) != len(places):
+        raise ConfigError("this solver chooses its own times, and only its end is known; use another, such as ddim")
     return torch.stack(passed, dim=1)
 
 

@@ -22,7 +22,7 @@ class Teacher(DenoisingModel):
 
     model  the finished model; not changed
 
-    Raises `ConfigError` for a model that is no denoising model.
+    Raises `ConfigError` for a model that is no denoising model, or whose answer is not its network's alone.
     """
 
     def __init__(self, model: Model) -> None:
@@ -30,6 +30,9 @@ class Teacher(DenoisingModel):
             raise ConfigError(
                 f"a {type(model).__name__} cannot teach: it is no denoising model; use one as the teacher"
             )
+        if type(model).answer is not DenoisingModel.answer:
+            raise ConfigError(f"a {type(model).__name__} cannot teach: what it answers is more than what its network"
+                              " says; use another as the teacher")  # fmt: skip
         self.learned_variance = model.learned_variance
         super().__init__(model.config)
         self.network.load_state_dict(model.network.state_dict())

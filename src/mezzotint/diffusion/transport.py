@@ -77,13 +77,14 @@ class TransportModel(DenoisingModel):
 
     @torch.no_grad()
     def solve(self, source: Tensor, labels: Tensor | None) -> Tensor:
-        """Where the teacher's flow takes these sources, (B, C, H, W)."""
+        """Where the teacher's flow takes these sources, (B, C, H, W); never in reduced precision."""
         if self.teacher is None:
             raise ConfigError("this model is the first flow of its system, and has no teacher")
         c = self.config
         denoiser = self.teacher.guided(labels if c.classes else None)
         times = GRIDS[c.teacher_grid](c.teacher_steps, self.path)
-        return choose_solver(c.teacher_solver)(denoiser, source, times, _no_noise)
+        with torch.autocast(source.device.type, enabled=False):  # as for the pairs of `PairPool`
+            return choose_solver(c.teacher_solver)(denoiser, source, times, _no_noise)
 
     @torch.no_grad()
     def sample(  # type: ignore[override]  # there is no noise for eta, and what is guided is guided throughout
