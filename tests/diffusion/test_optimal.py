@@ -78,7 +78,7 @@ def test_conjugate_gradients_solve_the_linear_equations(truth):
     z, slope = gradient(potential, torch.randn(8, 3).double())
     H = (1 - t)[..., None] * torch.eye(3) + t[..., None] * hessians(potential, z.detach())
     error = (solve(z, slope, t, b, 50, 1e-13) - torch.linalg.solve(H, b)).abs().max()
-    truth("optimal flow matching", "solution by conjugate gradients", "factorisation", error.detach(), 1e-14)
+    truth("optimal flow matching", "solution by conjugate gradients", "factorisation", error.detach(), 1e-15)
 
 
 def test_every_row_is_solved_alone():
@@ -120,27 +120,24 @@ def test_the_loss_between_normal_distributions_is_least_at_the_optimal_map(truth
 
 
 def test_the_gradient_is_that_of_the_solution(truth):
-    """Not that of the solver's steps: central differences of the loss, in every weight."""
+    """Not that of the solver's steps: central differences of the loss, along random directions of all weights."""
     potential = convex(2, (4, 3), 1)
     x0, x1, t = (torch.randn(7, 2).double(), torch.randn(7, 2).double(), torch.rand(7, 1).double())
 
     def loss():
         return optimal_loss(potential, x0, x1, t, tolerance=1e-13)[0].sum()
 
-    exact = torch.autograd.grad(loss(), potential.parameters())
-    worst, h = 0.0, 1e-5
-    for parameter, slope in zip(potential.parameters(), exact):
-        flat = parameter.data.view(-1)
-        for k in range(len(flat)):
-            before = flat[k].item()
-            flat[k] = before + h
-            above = loss().item()
-            flat[k] = before - h
-            difference = (above - loss().item()) / (2 * h)
-            flat[k] = before
-            worst = max(worst, abs(difference - slope.view(-1)[k].item()))
-    size = max(slope.abs().max().item() for slope in exact)
-    truth("optimal flow matching", "gradient of the loss, relative", "central differences", worst / size, 5e-10)
+    weights = torch.nn.utils.parameters_to_vector(potential.parameters()).detach()
+    exact = torch.nn.utils.parameters_to_vector(torch.autograd.grad(loss(), potential.parameters()))
+
+    def moved(by):
+        torch.nn.utils.vector_to_parameters(weights + by, potential.parameters())
+        return loss().detach()
+
+    directions, h = torch.nn.functional.normalize(torch.randn(12, len(weights)).double()), 1e-5
+    differences = torch.stack([(moved(h * d) - moved(-h * d)) / (2 * h) for d in directions])
+    error = (differences - directions @ exact).abs().max() / exact.norm()
+    truth("optimal flow matching", "gradient of the loss, relative", "central differences", error, 5e-10)
 
 
 def test_a_small_network_learns_the_optimal_map_between_normal_distributions(truth):
@@ -183,7 +180,7 @@ def test_a_picture_is_one_gradient_and_its_code_is_found_again(truth):
     drawn = tiny().sample(2, seeds=3)
     assert drawn.shape == (2, 1, 4, 4)
     error = (model.encode(pictures) - codes).square().mean().sqrt()
-    truth("optimal flow matching", "code of a picture, at the tolerance 0.001", "what it was drawn from", error, 2e-3)
+    truth("optimal flow matching", "code of a picture, at the tolerance 0.001", "what it was drawn from", error, 5e-4)
 
 
 def test_samples_depend_on_their_seed_alone():
