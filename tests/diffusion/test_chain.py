@@ -8,6 +8,7 @@ import pytest
 import torch
 from gaussian import Gaussian
 from mixture import Mixture, gauss_hermite
+from other_device import OtherDevice
 from scipy.integrate import quad
 from torch.distributions import Normal, kl_divergence
 
@@ -514,6 +515,18 @@ def test_the_sampler_of_a_learned_variance_uses_that_of_the_bound(truth):
     variance = chain.tables.small[0] * chain.log_variance_gain(d, i).exp()
     error = ((with_noise - without) / z / variance.sqrt() - 1).abs().max()
     truth("solver ancestral-learned", "standard deviation of a step, relative", "that of the bound", error, 5e-11)
+
+
+@pytest.mark.parametrize("choices", [{"objective": "vlb", "variance": "large"}, LEARNED])
+def test_losses_and_bounds_stay_on_their_device(choices):
+    """Without float64 there, and without waiting for it."""
+    model = tiny(classes=3, **choices).float().to("meta")
+    images, labels = torch.empty(3, 1, 8, 8, device="meta"), torch.zeros(3, dtype=torch.long, device="meta")
+    with OtherDevice():
+        model(Batch(images, labels, seeds=[1, 2, 3])).total.backward()
+        assert model.elbo(images, labels=labels, terms=2, steps=3).is_meta
+        assert model.elbo(images, terms="all", steps=2).is_meta
+    assert all(p.grad.is_meta for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize(

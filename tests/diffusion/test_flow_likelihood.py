@@ -7,6 +7,7 @@ import pytest
 import torch
 from gaussian import Gaussian
 from mixture import Mixture
+from other_device import OtherDevice
 
 from mezzotint.core.batch import PictureRandom
 from mezzotint.core.errors import ConfigError
@@ -233,7 +234,7 @@ class Bent(torch.nn.Module):
         self.a, self.b = (torch.nn.Parameter(torch.randn(4, 4, generator=generator)) for _ in range(2))
 
     def forward(self, x, t, labels=None):
-        shift = t.to(x.dtype).view(-1, 1) / 1000 + (0 if labels is None else 0.3 * labels.view(-1, 1))
+        shift = t.to(x.dtype).to(x.device).view(-1, 1) / 1000 + (0 if labels is None else 0.3 * labels.view(-1, 1))
         return (torch.tanh(x.flatten(1) @ self.a + shift) @ self.b).view_as(x)
 
 
@@ -294,6 +295,14 @@ def test_float32_is_good_enough(truth):
                       for made, dtype in ((tiny(), torch.float32), (tiny().double(), torch.float64)))  # fmt: skip
     assert single.log_prob.dtype == torch.float32
     truth("flow model", "log_prob in float32, nats", "float64", (single.log_prob - double.log_prob).abs().max(), 1e-4)
+
+
+@pytest.mark.parametrize("trace", ["hutchinson", "exact"])
+def test_likelihoods_in_fixed_steps_stay_on_their_device(trace):
+    """Adaptive ones have to look at their errors."""
+    model = tiny(classes=3).to("meta")
+    with OtherDevice():
+        assert model.log_prob(torch.empty(3, 1, 2, 2, device="meta"), trace=trace, steps=2).is_meta
 
 
 def test_likelihoods_without_labels_are_those_of_the_unconditional_branch():
