@@ -81,3 +81,18 @@ def test_every_stage_of_the_catalogue_has_a_share(system):
 def test_a_stage_without_a_share_is_refused():
     with pytest.raises(ConfigError, match="above 0"):
         replace(TWO.stages[0], share=0.0)
+
+
+@pytest.mark.parametrize(
+    ("system", "changes", "words"),
+    [
+        ("progressive-distillation", {"student-32:steps": "5"}, "a student of 5 steps needs a teacher of 10"),
+        ("reflow", {"reflow:network.channels": "96"}, "change both alike"),
+        ("dmd", {"optimizers.model.lr": "1e-4"}, "no setting is called"),
+    ],
+)
+def test_what_a_later_stage_cannot_use_is_refused_before_the_first_is_trained(tmp_path, system, changes, words):
+    asked = RunSettings(system, "fashion", budget=Budget(pictures=160), precision="fp32", changes=changes)
+    with pytest.raises(ConfigError, match=words):
+        train(asked, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

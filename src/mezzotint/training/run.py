@@ -72,6 +72,11 @@ def train(
                              channels=settings.channels, beside=settings.source)  # fmt: skip
     recipe_changes, model_changes = _sort_changes(settings.changes or {})
     configs = configure(system, pictures.spec, settings.size, model_changes)
+    recipes = {stage.name: stage.recipes[settings.size].updated(recipe_changes) for stage in system.stages}
+    if len(recipes) > 1:  # what a later stage cannot be built of is said before the first is trained
+        end = system.stages[-1].name
+        with torch.device("meta"):
+            build_stage(system, end, configs, Identity(system.name, end, settings.size, pictures.spec))
     if accelerator.is_main_process:
         _write_settings(settings, directory)
     accelerator.wait_for_everyone()
@@ -83,7 +88,7 @@ def train(
         if not last and resume and _is_finished(place):
             finished[stage.name] = load(place)
             continue
-        recipe = stage.recipes[settings.size].updated(recipe_changes)
+        recipe = recipes[stage.name]
         budget = _share(settings.budget, recipe, system, stage)
         if budget.pictures:  # a short run warms up in a tenth of it
             recipe = replace(recipe, warmup=min(recipe.warmup, budget.pictures // 10))
