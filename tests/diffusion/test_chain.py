@@ -478,12 +478,25 @@ def test_all_terms_are_what_the_chain_says(truth):
 
 def test_a_bound_without_labels_is_that_of_the_unconditional_branch():
     model, x = tiny(classes=3), pictures(3)
-    null = torch.full((3,), 3)
-    assert torch.equal(model.elbo(x, steps=5), model.elbo(x, labels=null, steps=5))
-    assert not torch.equal(model.elbo(x, steps=5), model.elbo(x, labels=null - 1, steps=5))
+    hidden, told = model.elbo(x, steps=5), model.elbo(x, labels=[2, 2, 2], steps=5)
+    assert not torch.equal(hidden, told)
+    with torch.no_grad():
+        model.network.label.weight[3] = model.network.label.weight[2]  # "no label" now means class 2
+    assert torch.equal(model.elbo(x, steps=5), told)
     with pytest.raises(ConfigError, match="always told labels"):
         tiny(classes=3, label_dropout=0.0).elbo(x)
-    tiny(classes=3, label_dropout=0.0).elbo(x, labels=null - 1, steps=3)
+    tiny(classes=3, label_dropout=0.0).elbo(x, labels=[2, 2, 2], steps=3)
+
+
+def test_what_does_not_fit_the_pictures_is_refused():
+    model, x = tiny(classes=3), pictures(2)
+    for labels, words in (([0, 7], "from 0 to 2"), ([1], "2 labels"), ([3, 3], "from 0 to 2")):
+        with pytest.raises(ConfigError, match=words):
+            model.elbo(x, labels=labels, steps=3)
+    with pytest.raises(ConfigError, match="without labels"):
+        tiny().elbo(x, labels=[0, 1], steps=3)
+    with pytest.raises(ConfigError, match="how many steps"):
+        model.elbo(x, grid="uniform")
 
 
 def test_a_chain_knows_a_bound_and_no_likelihood():
@@ -524,7 +537,7 @@ def test_losses_and_bounds_stay_on_their_device(choices):
     images, labels = torch.empty(3, 1, 8, 8, device="meta"), torch.zeros(3, dtype=torch.long, device="meta")
     with OtherDevice():
         model(Batch(images, labels, seeds=[1, 2, 3])).total.backward()
-        assert model.elbo(images, labels=labels, terms=2, steps=3).is_meta
+        assert model.elbo(images, labels=[0, 1, 2], terms=2, steps=3).is_meta
         assert model.elbo(images, terms="all", steps=2).is_meta
     assert all(p.grad.is_meta for p in model.parameters() if p.grad is not None)
 

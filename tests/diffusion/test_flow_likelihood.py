@@ -307,9 +307,9 @@ def test_likelihoods_in_fixed_steps_stay_on_their_device(trace):
 
 def test_likelihoods_without_labels_are_those_of_the_unconditional_branch():
     model, x = tiny(classes=3), torch.zeros(2, 1, 2, 2)
-    null = torch.full((2,), 3)
-    assert torch.equal(model.log_prob(x, steps=3), model.log_prob(x, labels=null, steps=3))
-    assert not torch.equal(model.log_prob(x, steps=3), model.log_prob(x, labels=null - 1, steps=3))
+    null, t = torch.full((2,), 3), torch.tensor(0.5, dtype=torch.float64)
+    assert torch.equal(model.unclipped()(x, t).y, model.answer(x, t, null))
+    assert not torch.equal(model.log_prob(x, steps=3), model.log_prob(x, labels=[2, 2], steps=3))
     with pytest.raises(ConfigError, match="always told labels"):
         tiny(classes=3, label_dropout=0.0).log_prob(x)
 
@@ -320,6 +320,18 @@ def test_what_is_unknown_is_refused():
         model.log_prob(x, trace="hutchison")
     with pytest.raises(ConfigError, match="no grid is called"):
         model.log_prob(x, steps=3, grid="karas")
+    with pytest.raises(ConfigError, match="how many with steps"):
+        model.log_prob(x, grid="karras")
+    with pytest.raises(ConfigError, match="without labels"):
+        model.log_prob(x, labels=[0], steps=3)
+
+
+@pytest.mark.parametrize("path", ["vp", "ve", "edm", "straight"])
+@pytest.mark.parametrize("grid", ["karras", "uniform"])
+def test_so_many_steps_are_so_many(path, grid):
+    prediction = "velocity" if path == "straight" else "noise"
+    found = tiny(path=path, prediction=prediction).likelihood(torch.zeros(1, 1, 2, 2), steps=4, grid=grid)
+    assert found.evaluations.tolist() == [16]
 
 
 def test_the_mode_and_the_gradients_are_as_before():

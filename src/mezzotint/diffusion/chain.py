@@ -16,7 +16,7 @@ from ..core.errors import ConfigError
 from ..core.likelihood import bits_per_dim
 from ..core.model import Losses
 from .grids import GRIDS, Grid
-from .model import DenoisingConfig, DenoisingModel, by_quarter, choose, evaluating, noisy, told
+from .model import DenoisingConfig, DenoisingModel, by_quarter, choose, evaluating, known_labels, noisy
 from .paths import PATHS, Path
 from .predictions import Denoised, rows, target
 from .solvers import posterior
@@ -317,7 +317,7 @@ class ChainModel(DenoisingModel):
         self,
         images: Tensor,
         *,
-        labels: Tensor | None = None,
+        labels: Tensor | Sequence[int] | None = None,
         seeds: int | Sequence[int] = 0,
         terms: int | Literal["all"] = 100,
         steps: int | None = None,
@@ -337,16 +337,19 @@ class ChainModel(DenoisingModel):
         steps, grid
                 of a shorter chain at times of the same path, "linspace" if no grid is named; None: all T steps
 
-        Raises `ConfigError` for labels that are missing where none were ever hidden, or fewer than two terms.
+        Raises `ConfigError` for labels that do not fit, or are missing where none were ever hidden, for fewer than two
+        terms, and for a grid without steps.
 
         Source: Ho et al. 2020 (arXiv 2006.11239), eq. 5; survey, eq. 80-81.
         """
-        told(self.config, labels)
+        known = known_labels(self.config, labels, images)
+        if grid is not None and steps is None:
+            raise ConfigError("a grid is for a shorter chain; say how many steps it has, or leave grid away")
         chain = self.chain if steps is None else self.strided(steps, "linspace" if grid is None else grid)
         random = PictureRandom(picture_seeds(len(images), seeds), images.device)
         bound = [chain.prior(images)]
         with evaluating(self):
-            denoiser = self.denoiser(labels)
+            denoiser = self.denoiser(known)
             for low, high in groups(chain.steps, terms):
                 i = torch.tensor(low, device="cpu") if high - low == 1 else on_cpu(random).integers(low, high)
                 t = chain.times[i]

@@ -12,9 +12,9 @@ from torch import Tensor
 from ..core.batch import PictureRandom, picture_seeds
 from ..core.errors import ConfigError
 from .grids import GRIDS, Grid
-from .model import DenoisingModel, choose, evaluating, told
+from .model import DenoisingModel, choose, evaluating, known_labels
 from .ode import dopri5, rk4
-from .paths import PATHS
+from .paths import PATHS, Path
 from .predictions import Denoiser, components, rows
 
 Trace = Literal["hutchinson", "exact"]
@@ -141,7 +141,7 @@ class FlowModel(DenoisingModel):
         self,
         images: Tensor,
         *,
-        labels: Tensor | None = None,
+        labels: Tensor | Sequence[int] | None = None,
         seeds: int | Sequence[int] = 0,
         trace: Trace = "hutchinson",
         rtol: float = 1e-4,
@@ -159,7 +159,7 @@ class FlowModel(DenoisingModel):
         self,
         images: Tensor,
         *,
-        labels: Tensor | None = None,
+        labels: Tensor | Sequence[int] | None = None,
         seeds: int | Sequence[int] = 0,
         trace: Trace = "hutchinson",
         rtol: float = 1e-4,
@@ -177,24 +177,28 @@ class FlowModel(DenoisingModel):
         steps, grid
                 so many fixed steps instead, of four evaluations each, at the times of a grid, "karras" if none is named
 
-        Raises `ConfigError` for an unknown name, or labels that are missing where none were ever hidden;
+        Raises `ConfigError` for an unknown name, labels that do not fit or are missing where none were hidden, a grid
+        without steps;
         `TrainingError` where the velocity is not finite.
         """
-        told(self.config, labels)
+        known = known_labels(self.config, labels, images)
+        if grid is not None and steps is None:
+            raise ConfigError("a grid is for fixed steps; say how many with steps, or leave grid away")
         if trace not in ("hutchinson", "exact"):
             raise ConfigError(f"trace is hutchinson or exact, not {trace!r}")
         random = PictureRandom(picture_seeds(len(images), seeds), images.device)
         probe = rademacher(random, *images.shape[1:]).to(images.dtype) if trace == "hutchinson" else None
         with evaluating(self):
-            denoiser, start = smooth(self.unclipped(labels))
+            denoiser, start = smooth(self.unclipped(known))
             times = None
             if steps is not None:
-                falling = choose("grid", GRIDS, "karras" if grid is None else grid)(steps, denoiser.path)
-                times = _rising(falling, start)
+                times = _rising(steps, choose("grid", GRIDS, "karras" if grid is None else grid), denoiser.path, start)
             return likelihood(denoiser, images, probe, start=start, rtol=rtol, atol=atol, times=times)
 
 
-def _rising(grid: Tensor, start: float) -> Tensor:
-    """The times of a grid from `start` to 1."""
-    later = grid[grid > start]
-    return torch.cat([later, later.new_full((1,), start)]).flip(0)
+def _rising(steps: int, grid: Grid, path: Path, start: float) -> Tensor:
+    """So many steps through the times of a grid from `start` to 1, (steps + 1,)."""
+    falling = grid(steps, path)
+    if falling[-2] <= start * (1 + 1e-6):  # a grid that stops at `start` before it goes to 0
+        falling = grid(steps + 1, path)[:-1]
+    return torch.cat([falling[:-1], falling.new_full((1,), start)]).flip(0)

@@ -49,6 +49,8 @@ class ProgressiveStudent(DenoisingModel):
             raise ConfigError("the noise does not tell the picture from pure noise; set prediction to v or clean")
         if config.times != "discrete":
             raise ConfigError("a student is trained at the times of its own steps; set times to discrete")
+        if (config.solver, config.grid) != ("ddim", "uniform"):
+            raise ConfigError("a student goes the steps of DDIM in equal times; set solver to ddim and grid to uniform")
         if self.teacher.config.steps != 2 * config.steps:
             raise ConfigError(
                 f"a student of {config.steps} steps needs a teacher of {2 * config.steps}, not of"

@@ -376,10 +376,10 @@ def _halving(steps: int, share: float) -> Stage:
             DenoisingConfig, data, published_unet(data.image_size, dropout=0.0), **same, prediction="clean"
         ),
     }
-    # Salimans and Ho 2022: 50 k updates a round, learning rate falling to 0 in a line, no average
+    # Salimans and Ho 2022: 50 k updates a round, 100 k in the last two, learning rate falling in a line, no average
     paper = Recipe(
-        batch_size=128, pictures=6_400_000, optimizers={"model": Optimizer("adam", lr=5e-5)}, warmup=0, decay="linear",
-        ema_half_life=0, flip=True,
+        batch_size=128, pictures=6_400_000 if steps > 2 else 12_800_000, warmup=0, decay="linear", ema_half_life=0,
+        optimizers={"model": Optimizer("adam", lr=5e-5)}, flip=True,
     )  # fmt: skip
     return Stage(f"student-{steps}", ProgressiveStudent, sizes, {"small": SMALL_STUDENT, "paper": paper}, share)
 
@@ -603,6 +603,7 @@ dmd = System(
                     data.image_size, data.channels, len(data.classes),
                     replace(edm_network(data.image_size), dropout=0.0),
                     regression=0.25 if data.classes else 0.5, pairs=100_000 if data.classes else 500_000,
+                    keep_pairs=False,
                 ),
             },
             {
