@@ -275,6 +275,9 @@ def test_accuracy_is_told_for_each_quarter_of_the_times():
 
 def test_every_parameter_receives_a_gradient():
     classifier = classifier_of((1, 4, 4))
+    with torch.no_grad():
+        for parameter in classifier.parameters():  # off the zeros at which residual branches begin
+            parameter.add_(0.02 * torch.randn_like(parameter))
     classifier(batch_of()).total.backward()
     still = [name for name, p in classifier.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert not still
@@ -323,7 +326,7 @@ def test_it_learns_what_can_be_known_and_no_more(truth):
 
 def test_the_small_classifier_is_small_and_follows_the_small_network():
     config = noisy_classifier_config(28, 1, 10, "small")
-    assert 1e5 < sum(p.numel() for p in NoisyClassifier(config).parameters()) < 3e5
+    assert 5e4 < sum(p.numel() for p in NoisyClassifier(config).parameters()) < 2e5
     with pytest.raises(ConfigError, match="--image-size"):
         noisy_classifier_config(101, 1, 10, "small")
 

@@ -111,6 +111,9 @@ def test_pooling_is_its_formula(truth):
 def test_gradient_reaches_every_parameter(patch, middle, resample):
     config = TINY.updated({"patch": patch, "middle": middle, "resample": resample})
     half = HalfUNet(config, 1, 3, 8)
+    with torch.no_grad():
+        for parameter in half.parameters():  # off the zeros at which residual branches begin
+            parameter.add_(0.02 * torch.randn_like(parameter))
     half(torch.randn(4, 1, 8, 8), torch.rand(4) * 1000).square().sum().backward()
     still = [name for name, p in half.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert not still

@@ -1,6 +1,6 @@
-"""Run by test_processes.py, in one process or under `accelerate launch` in two: trains and draws a system.
+"""Run by test_processes.py, in one process or under `accelerate launch` in two: trains and draws systems.
 
-python distributed.py SYSTEM DIRECTORY
+python distributed.py DIRECTORY SYSTEM ...
 """
 
 from __future__ import annotations
@@ -15,35 +15,56 @@ from toys import register_toys
 import mezzotint as mz
 from mezzotint.core.batch import PictureSpec
 from mezzotint.core.drawing import draw, interleave
+from mezzotint.data import open_pictures
 from mezzotint.systems import configure, find
 from mezzotint.training.run import RunSettings, train
 from mezzotint.training.schedule import Budget
 
 
-def main() -> None:
-    """Some twenty steps, then eleven pictures."""
-    name, directory = sys.argv[1], Path(sys.argv[2])
-    register_toys()
-    torch.set_num_threads(1)
-    accelerator = Accelerator()
+def settings_of(name: str) -> RunSettings:
+    """A short run of tiny pictures, drawn in few steps."""
+    system = find(name)
+    paired = "source" in system.needs
     changes = {"batch_size": "8", "warmup": "16"}
-    if "steps" in configure(find(name), PictureSpec(8, 1, ("a", "b")))[find(name).stages[-1].name].settings():
-        changes["steps"] = "4"  # of the solver
-    settings = RunSettings(
-        name, "fashion", image_size=8, budget=Budget(pictures=192), precision="fp32", changes=changes, seed=5
-    )
-    train(settings, directory, accelerator=accelerator)
+    last = system.stages[-1].name
+    config = configure(system, PictureSpec(8, 1, () if paired else ("a", "b"), source=paired))[last]
+    if getattr(config, "steps", 0) > 4:
+        changes[f"{last}:steps"] = "4"  # of the solver
+    return RunSettings(
+        name, "fashion", source="fashion/sneaker" if paired else None, image_size=8, budget=Budget(pictures=96),
+        precision="fp32", changes=changes, seed=5,
+    )  # fmt: skip
+
+
+def run(name: str, directory: Path, accelerator: Accelerator) -> None:
+    """A dozen steps, then eleven pictures."""
+    train(settings_of(name), directory, accelerator=accelerator)
     model = mz.load(directory)
     if hasattr(model, "sample"):
         shard = (accelerator.process_index, accelerator.num_processes)
-        mine = draw(model, 11, seeds=2, batch_size=3, shard=shard)
+        source = (
+            open_pictures("fashion/sneaker", image_size=8).batch(range(11)).images
+            if model.identity.data.source
+            else None
+        )
+        mine = draw(model, 11, seeds=2, batch_size=3, shard=shard, source=source)
         if accelerator.num_processes > 1:
             from accelerate.utils import gather_object
 
             mine = interleave(gather_object([mine]))
         if accelerator.is_main_process:
             torch.save(mine, directory / "pictures.pt")
-    print(f"{name} trained in {accelerator.num_processes} processes")
+    if accelerator.is_main_process:
+        print(f"{name} trained in {accelerator.num_processes} processes", flush=True)
+
+
+def main() -> None:
+    """All of the systems named, one after another."""
+    register_toys()
+    torch.set_num_threads(1)
+    accelerator = Accelerator()
+    for name in sys.argv[2:]:
+        run(name, Path(sys.argv[1]) / name, accelerator)
     accelerator.end_training()
 
 
