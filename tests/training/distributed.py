@@ -1,6 +1,8 @@
 """Run by test_processes.py, in one process or under `accelerate launch` in two: trains and draws systems.
 
 python distributed.py DIRECTORY SYSTEM ...
+
+DIRECTORY holds folders of tiny pictures, `labelled` and `plain`; the runs go to DIRECTORY/PROCESSES/SYSTEM.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from mezzotint.training.run import RunSettings, train
 from mezzotint.training.schedule import Budget
 
 
-def settings_of(name: str) -> RunSettings:
+def settings_of(name: str, directory: Path) -> RunSettings:
     """A short run of tiny pictures, drawn in few steps."""
     system = find(name)
     paired = "source" in system.needs
@@ -31,15 +33,17 @@ def settings_of(name: str) -> RunSettings:
     if getattr(config, "steps", 0) > 4:
         changes[f"{last}:steps"] = "4"  # of the solver
     return RunSettings(
-        name, "fashion", source="fashion/sneaker" if paired else None, image_size=8, budget=Budget(pictures=96),
+        name, str(directory / ("plain" if paired else "labelled")),
+        source=str(directory / "labelled") if paired else None, image_size=8, budget=Budget(pictures=96),
         precision="fp32", changes=changes, seed=5,
     )  # fmt: skip
 
 
 def run(name: str, directory: Path, accelerator: Accelerator) -> None:
     """A dozen steps, then eleven pictures."""
-    train(settings_of(name), directory, accelerator=accelerator)
-    model = mz.load(directory)
+    place = directory / str(accelerator.num_processes) / name
+    train(settings_of(name, directory), place, accelerator=accelerator)
+    model = mz.load(place)
     if hasattr(model, "sample"):
         shard = (accelerator.process_index, accelerator.num_processes)
         source = (
@@ -53,7 +57,7 @@ def run(name: str, directory: Path, accelerator: Accelerator) -> None:
 
             mine = interleave(gather_object([mine]))
         if accelerator.is_main_process:
-            torch.save(mine, directory / "pictures.pt")
+            torch.save(mine, place / "pictures.pt")
     if accelerator.is_main_process:
         print(f"{name} trained in {accelerator.num_processes} processes", flush=True)
 
@@ -64,7 +68,7 @@ def main() -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator()
     for name in sys.argv[2:]:
-        run(name, Path(sys.argv[1]) / name, accelerator)
+        run(name, Path(sys.argv[1]), accelerator)
     accelerator.end_training()
 
 

@@ -11,6 +11,8 @@ import torch
 from toys import TOYS
 
 from mezzotint.core.records import read_metrics
+from mezzotint.data import open_pictures
+from mezzotint.data.grid import grid
 from mezzotint.systems import catalogue
 
 HERE = Path(__file__).parent
@@ -29,10 +31,20 @@ def run(directory: Path, processes: int) -> None:
         assert f"{name} trained in {processes} processes" in done.stdout
 
 
+def tiny_pictures(directory: Path) -> None:
+    """Forty clothes of 8 x 8 in two classes, and forty without any."""
+    clothes = open_pictures("fashion", image_size=8).batch(range(80)).images
+    for k, picture in enumerate(clothes):
+        folder = directory / "plain" if k % 2 else directory / "labelled" / "ab"[k // 2 % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        grid(picture[None], padding=0, scale=1).save(folder / f"{k}.png")
+
+
 def test_two_processes_follow_the_curve_of_one(tmp_path, truth):
     """Of every system, in one test: two starts of the whole machinery take less time than two for each."""
+    tiny_pictures(tmp_path)
     for processes in (1, 2):
-        run(tmp_path / str(processes), processes)
+        run(tmp_path, processes)
     for name in NAMES:
         places = [tmp_path / str(k) / name for k in (1, 2)]
         one, two = (read_metrics(place / "metrics.jsonl") for place in places)

@@ -220,6 +220,7 @@ def _preview(
                 seconds_each.append(time.monotonic() - began)
             columns = len(model.classes) if 2 <= len(model.classes) <= 16 else 8  # one class a column
             n = max(1, min(PREVIEW_ROWS * columns, int(PREVIEW_SECONDS / seconds_each[0])))
+            n = n if begin is None else min(n, len(begin))
             labels = torch.arange(n) % len(model.classes) if model.classes else None
             images = model.sample(n, labels=labels, seeds=settings.seed, **_from(begin, n))
             path = place / "samples" / f"step_{step:06d}.png"
