@@ -1,11 +1,13 @@
 """Figure 52: quality against the number of steps, after progressive distillation and without it.
 
-python reproductions/figure_52.py [--n 1000]
+    python reproductions/figure_52.py [--n 1000]
+
+The teacher is guided, and what it does is what its students learned.
 """
 
 from __future__ import annotations
 
-from harness import arguments, figure, gallery_run, judged, save, write
+from harness import arguments, equal, figure, gallery_run, judged, save, write
 
 import mezzotint as mz
 
@@ -45,7 +47,7 @@ def main() -> None:
         f"With at most 8 steps the distilled sampler is better than both others at {len(better)} of {len(few)}"
         f" numbers of steps ({', '.join(map(str, better)) or 'none'}).\n"
     )
-    write("figure_52", "Figure 52: progressive distillation", body, asked, curves)
+    write("figure_52", "Figure 52: progressive distillation", body, asked, curves, equal("progressive-distillation"))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Figures 54 and 55: what guidance gains and costs, by a classifier and without one.
 
-python reproductions/guidance.py [--n 1000]
+    python reproductions/guidance.py [--n 1000]
+
+The classifier that recognises the samples is another one than that which guides them.
 """
 
 from __future__ import annotations
 
 import torch
-from harness import PAGES, arguments, figure, gallery_run, judged, save, write
+from harness import PAGES, arguments, equal, figure, gallery_run, judged, save, write
 
 import mezzotint as mz
 from mezzotint.core.drawing import draw
@@ -55,7 +57,7 @@ def main() -> None:
         " same seeds: w = 0 in the two upper rows, w = 3 in the two lower ones.\n\nThe survey: more guidance makes"
         " sharper pictures, higher Inception Scores and, beyond a little, worse FID.\n"
     )
-    write("guidance", "Figures 54 and 55: guidance", body, asked, found)
+    write("guidance", "Figures 54 and 55: guidance", body, asked, found, equal("adm", "ddpm"))
 
 
 if __name__ == "__main__":

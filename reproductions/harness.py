@@ -1,9 +1,9 @@
 """What every reproduction shares: runs of the gallery, one judge, one protocol, and a page for each table or figure.
 
 Each script trains nothing that the gallery has trained: it takes the run in runs/gallery/, or makes it with the very
-command of the gallery. All networks are the same small UNet, all budgets are equal, and all samples are judged against
-the same held-out pictures with the features of the same classifier. What a script found goes to
-gallery/reproductions/NAME.md, with its figure beside it.
+command of the gallery. Networks are those of the `small` sizes, all runs of one page have seen equally many pictures,
+and all samples are judged against the same held-out pictures with the features of the same classifier. What a script
+found goes to gallery/reproductions/NAME.md, with its figure beside it.
 """
 
 from __future__ import annotations
@@ -46,30 +46,34 @@ class Asked:
 
     n: int  # samples of each judgement
     likelihood_n: int  # pictures of each likelihood
-    minutes: float  # of each training run that is not the gallery's
 
 
 def arguments(description: str | None) -> Asked:
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--n", type=int, default=1000, help="samples of each judgement")
     parser.add_argument("--likelihood-n", type=int, default=100, help="pictures of each likelihood")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of each run that the gallery has not trained")
     return Asked(**vars(parser.parse_args()))
 
 
 def gallery_run(system: str) -> Path:
-    """The run of the gallery, trained now if it is missing."""
+    """The finished run of the gallery, trained now if there is none."""
     run = RUNS / system
-    if not (run / "checkpoints").exists():
+    if not run.exists():
         subprocess.run([sys.executable, "gallery/make.py", system], cwd=ROOT, check=True)
+    if not (run / "trained.json").exists():
+        sys.exit(f"{run} is still in training, or was interrupted; finish it with `python gallery/make.py {system}`")
     return run
 
 
-def trained(name: str, system: str, *options: str, minutes: float | None = None, pictures: int | None = None) -> Path:
+def spent(system: str) -> int:
+    """How many pictures the gallery's run of this system saw, over all its stages."""
+    return int(json.loads((gallery_run(system) / "trained.json").read_text())["pictures"])
+
+
+def trained(name: str, system: str, *options: str, pictures: int) -> Path:
     """A run that differs from the gallery's in some settings; trained now, or further, if it has not come so far."""
     run = ROOT / "runs" / "reproductions" / name
-    budget = ["--pictures", str(pictures)] if pictures is not None else ["--minutes", f"{minutes:g}"]
-    line = ["train", system, "--data", "fashion", *budget, *options, "--resume", "--out", str(run)]
+    line = ["train", system, "--data", "fashion", "--pictures", str(pictures), *options, "--resume", "--out", str(run)]
     subprocess.run([sys.executable, "-m", "mezzotint", *line], cwd=ROOT, check=True)
     return run
 
@@ -87,9 +91,7 @@ def classifier() -> Model:
 def judged(model: Model, asked: Asked, likelihood: bool = False, **controls: Any) -> dict[str, float]:
     """Every number of `METRICS` (and bits/dim) of one model with these controls of sampling."""
     n = asked.likelihood_n if likelihood else 0
-    found = evaluate(
-        model, pictures("test"), n=asked.n, classifier=classifier(), controls=controls, likelihood_n=n
-    )  # fmt: skip
+    found = evaluate(model, pictures("test"), n=asked.n, classifier=classifier(), controls=controls, likelihood_n=n)
     values = {number.name: number.value for number in found.numbers}
     print(controls, {name: round(value, 3) for name, value in values.items()}, flush=True)
     return {name: values[name] for name in (*METRICS, "bits_per_dim") if name in values}
@@ -124,19 +126,30 @@ def agrees(expected: Sequence[str], values: Mapping[str, float], lower_is_better
     return f"The survey's order ({said}) does **not** hold at this scale; here it is {found}."
 
 
-def write(name: str, title: str, body: str, asked: Asked, rows: Any) -> None:
-    """gallery/reproductions/NAME.md and NAME.json."""
+def write(name: str, title: str, body: str, asked: Asked, rows: Any, budget: str) -> None:
+    """gallery/reproductions/NAME.md and NAME.json.
+
+    budget  what the runs have seen: "20,000 pictures each"
+    """
     PAGES.mkdir(parents=True, exist_ok=True)
     threads = os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads()))
     protocol = (
-        f"Made by `python reproductions/{name}.py --n {asked.n} --likelihood-n {asked.likelihood_n}"
-        f" --minutes {asked.minutes:g}` ({threads} threads): `fashion` pictures of 28 x 28, the small UNet, equal"
-        f" budgets; {asked.n} samples against {min(asked.n, len(pictures('test')))} held-out pictures, features of the"
-        " gallery's classifier (no FID), seeds from 0.\n"
+        f"Made by `python reproductions/{name}.py --n {asked.n} --likelihood-n {asked.likelihood_n}` (threads:"
+        f" {threads}): `fashion` pictures of 28 x 28, size `small` but for what is said above, trained on {budget};"
+        f" {asked.n} samples against {min(asked.n, len(pictures('test')))} held-out pictures, features of the gallery's"
+        " classifier (no FID), seeds from 0.\n"
     )
     (PAGES / f"{name}.md").write_text(f"# {title}\n\n{body.strip()}\n\n{protocol}")
     (PAGES / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
     print(f"gallery/reproductions/{name}.md")
+
+
+def equal(*systems: str) -> str:
+    """The budget of these runs of the gallery in words, whether it was one or not."""
+    seen = {system: spent(system) for system in systems}
+    if len(set(seen.values())) == 1:
+        return f"{next(iter(seen.values())):,} pictures each, over all stages"
+    return "**unequal** numbers of pictures, " + ", ".join(f"{system}: {count:,}" for system, count in seen.items())
 
 
 def figure(name: str, **size: Any) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ using a better sampler; section 6.1, on DDIM: skipping steps works well, within 
 
 from __future__ import annotations
 
-from harness import arguments, figure, gallery_run, judged, save, write
+from harness import arguments, equal, figure, gallery_run, judged, save, write
 
 import mezzotint as mz
 
@@ -51,7 +51,7 @@ def main() -> None:
         "![quality against evaluations](samplers.png)\n\nOne network, trained once as a DDPM; only the sampler changes."
         f"\n\n{text}\nBest: " + ", ".join(f"{name} at {n}" for n, name in best.items()) + "."
     )
-    write("samplers", "One DDPM, many samplers", body, asked, curves)
+    write("samplers", "One DDPM, many samplers", body, asked, curves, equal("ddpm"))
 
 
 if __name__ == "__main__":

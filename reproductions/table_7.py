@@ -5,7 +5,7 @@ python reproductions/table_7.py [--n 1000]
 
 from __future__ import annotations
 
-from harness import Row, agrees, arguments, gallery_run, judged, table, write
+from harness import Row, agrees, arguments, equal, gallery_run, judged, table, write
 
 import mezzotint as mz
 
@@ -16,7 +16,7 @@ SURVEY = {
     ("PD", 2): {"FID": "8.95", "precision": "0.63", "recall": "0.65"},
     ("CD", 2): {"FID": "4.70", "precision": "0.69", "recall": "0.64"},
 }
-BESIDES = {"CT": "consistency-training", "DMD": "dmd", "2-rectified flow": "reflow"}
+BESIDES = {"CT": "consistency-training", "DMD": "dmd", "2-rectified flow, distilled": "reflow"}
 
 
 def main() -> None:
@@ -47,7 +47,8 @@ def main() -> None:
         + agrees(["CD, 2 NFE", "PD, 2 NFE"], distance)
     )
     data = {f"{name}, {nfe} NFE": numbers for (name, nfe), numbers in found.items()}
-    write("table_7", "Table VII: distillation to one and two evaluations", body, asked, data)
+    budget = equal("progressive-distillation", "dfno", "consistency-distillation", *BESIDES.values())
+    write("table_7", "Table VII: distillation to one and two evaluations", body, asked, data, budget)
 
 
 if __name__ == "__main__":
