@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS := runs
 
-.PHONY: venv demo data test lint truth gallery benchmarks clean
+.PHONY: venv demo data test lint truth gallery reproductions benchmarks clean
 
 venv: .venv/complete
 
@@ -33,6 +33,9 @@ truth: venv  ## every property and parity check, and its measured error, into do
 
 gallery: venv  ## train, sample and judge every system of the gallery
 	$(BIN)/python gallery/make.py
+
+reproductions: venv  ## tables and figures of the survey, measured small on the gallery's runs
+	$(BIN)/python reproductions/make.py
 
 benchmarks: venv
 	for script in loader metrics diffusion; do $(BIN)/python benchmarks/$$script.py; done

@@ -128,7 +128,9 @@ def make(entry: Entry, threads: int, anew: bool) -> dict:
     row = {"command": f"mezzotint {line}", "seed": 0, "minutes": round(trained["seconds"] / 60, 1)}
     row |= {"cores": trained["threads"], "pictures": trained["pictures"]}
     if entry.draws:
-        command(f"sample {run} --n 100 {entry.controls} --out gallery/{entry.system}.png", threads)
+        drawing = " ".join(f"sample {run} --n 100 {entry.controls} --out gallery/{entry.system}.png".split())
+        command(drawing, threads)
+        row["sample"] = f"mezzotint {drawing}"
     judge = f"evaluate {run} {entry.evaluate} {entry.controls if entry.draws else ''}".strip()
     judged = command(judge, threads)
     row["evaluate"] = f"mezzotint {judge}"
@@ -146,7 +148,8 @@ def page(name: str, row: dict) -> str:
     text = f"# {name}\n\n{system.title}: {source}. Survey: {system.survey}.\n\n{system.summary}\n\n"
     if (GALLERY / f"{name}.png").exists():
         text += f"![samples of {name}]({name}.png)\n\n"
-    text += f"    {row['command']}\n    {row['evaluate']}\n\n{spent(row)}\n\n"
+    commands = [row[name] for name in ("command", "sample", "evaluate") if name in row]
+    text += "".join(f"    {line}\n" for line in commands) + f"\n{spent(row)}\n\n"
     text += "| " + " | ".join(row["numbers"]) + " |\n|" + "---|" * len(row["numbers"]) + "\n"
     text += "| " + " | ".join(f"{value:.4g}" for value in row["numbers"].values()) + " |\n"
     return text
@@ -163,8 +166,8 @@ def index(rows: dict[str, dict]) -> str:
     text = (
         "# Gallery\n\nEvery system at `small` size, trained for a few minutes on a laptop's processor without a GPU;"
         " each page has the commands that made its picture and its numbers: `make gallery`.\n"
-        "`fd_classifier` is the Fréchet distance of 1,000 samples over the features of the gallery's own classifier,"
-        " and no FID.\n\n"
+        "`fd_classifier` is the Fréchet distance of 1,000 samples (500 of rectified-transport, whose boots are fewer)"
+        " over the features of the gallery's own classifier, and no FID.\n\n"
     )
     names = [name for name in SHOWN if any(name in row["numbers"] for row in rows.values())]
     text += "| system | paper | minutes x cores | pictures seen | " + " | ".join(names) + " |\n"
