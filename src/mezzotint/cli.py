@@ -187,7 +187,7 @@ def sample(
     accelerator = _accelerator()
     model = _load(run, accelerator)
     if not isinstance(model, Samples):
-        raise ConfigError(f"{_name(model)} does not draw pictures; `mezzotint systems` says which systems do")
+        raise ConfigError(f"{_name(model)} does not draw pictures; `mezzotint describe` says what a system can do")
     controls = _controls(model, {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}, control)
     labels, begin = _labels(model, n, label), _begin(model, n, source)
     shard = (accelerator.process_index, accelerator.num_processes)
