@@ -13,7 +13,18 @@ from mezzotint.core.errors import ConfigError
 from mezzotint.diffusion import grids
 from mezzotint.diffusion.paths import PATHS
 from mezzotint.diffusion.predictions import Denoiser
-from mezzotint.diffusion.solvers import SOLVERS, ddim, edm, euler, heun, posterior, probability_flow, rk45
+from mezzotint.diffusion.solvers import (
+    DETERMINISTIC,
+    SOLVERS,
+    STOCHASTIC,
+    ddim,
+    edm,
+    euler,
+    heun,
+    posterior,
+    probability_flow,
+    rk45,
+)
 
 DATA = Gaussian()
 X = torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1, 1, 1)
@@ -293,3 +304,19 @@ def test_float32_is_kept_and_is_enough(truth, solver):
         ends.append(SOLVERS[solver](perfect, first("cosine", grid).to(dtype), grid, partial(next, noises)))
         assert ends[-1].dtype == dtype
     truth(f"solver {solver}", "float32, 20 steps on the cosine path", "float64", (ends[0] - ends[1]).abs().max(), 1e-6)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_deterministic_solvers_are_those_that_ask_for_no_noise(name):
+    asked = []
+
+    def noise():
+        asked.append(1)
+        return torch.zeros_like(X)
+
+    path = PATHS["linear"]
+    denoiser = DATA.denoiser(path, "clean")
+    if name != "ancestral-learned":  # which needs a variance besides
+        SOLVERS[name](denoiser, X, grids.GRIDS["leading"](4, path), noise)
+        assert bool(asked) == (name in STOCHASTIC)
+    assert (name in DETERMINISTIC) != (name in STOCHASTIC)

@@ -15,6 +15,8 @@ from mezzotint.data import open_pictures
 from mezzotint.data.grid import grid
 from mezzotint.systems import catalogue
 
+# The clean picture that follows from the noise of the first times multiplies rounding by sigma / alpha, up to 150 here.
+SENSITIVE = {"score-sde-vp": 3e-4, "score-sde-ve": 1e-4, "score-sde-subvp": 2e-4}
 HERE = Path(__file__).parent
 NAMES = [name for name in catalogue() if not name.startswith("toy")] + [system.name for system in TOYS]
 
@@ -54,4 +56,5 @@ def test_two_processes_follow_the_curve_of_one(tmp_path, truth):
         truth(name, "loss curve in two processes", "one process, same global batch", error, 2e-5)
         if (places[0] / "pictures.pt").exists():
             a, b = (torch.load(place / "pictures.pt") for place in places)
-            truth(name, "pictures of the same seeds from two processes", "one process", (a - b).abs().max(), 2e-5)
+            error, tolerance = (a - b).abs().max(), SENSITIVE.get(name, 2e-5)
+            truth(name, "pictures of the same seeds from two processes", "one process", error, tolerance)

@@ -55,8 +55,6 @@ class ChainConfig(DenoisingConfig):
             raise ConfigError(f"the bound is a sum over the steps; set times to discrete or {LOSS_SECOND_MOMENT}")
         if self.objective == "vlb" and (self.weighting, self.metric) != ("simple", "squared"):
             raise ConfigError("the bound has its own weights; set weighting to simple and metric to squared")
-        if self.solver == "ancestral-learned" and not learned:
-            raise ConfigError(f"the variance is {self.variance}; set solver to ancestral or ancestral-large")
         if not self.vlb_weight > 0:
             raise ConfigError(f"vlb_weight must be above 0, not {self.vlb_weight}")
 

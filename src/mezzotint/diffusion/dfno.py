@@ -19,7 +19,7 @@ from .grids import GRIDS
 from .model import choose, choose_labels, choose_solver, evaluating, refuse
 from .pairs import PairPool, trajectory
 from .paths import Coefficients
-from .solvers import SOLVERS
+from .solvers import DETERMINISTIC
 from .teacher import Teacher, agree, begin_with, newest
 
 
@@ -47,7 +47,7 @@ class DFNOConfig(Config):
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ConfigError(f"{name} must be at least {smallest}, not {getattr(self, name)}")
-        choose("solver", SOLVERS, self.teacher_solver)
+        choose("deterministic solver", DETERMINISTIC, self.teacher_solver)
         choose("grid", GRIDS, self.teacher_grid)
 
 

@@ -21,7 +21,7 @@ from .model import DenoisingModel, choose, choose_labels, choose_solver, evaluat
 from .pairs import PairPool, trajectory
 from .paths import Path
 from .predictions import Denoiser, rows
-from .solvers import SOLVERS
+from .solvers import DETERMINISTIC
 from .teacher import Teacher, agree, begin_with, newest
 from .times import on_cpu
 
@@ -53,7 +53,7 @@ class DMDConfig(Config):
         low, high = self.interval
         if not 0 <= low < high <= 1:
             raise ConfigError(f"interval is two numbers between 0 and 1, the smaller first, not {low}, {high}")
-        choose("solver", SOLVERS, self.teacher_solver)
+        choose("deterministic solver", DETERMINISTIC, self.teacher_solver)
         choose("grid", GRIDS, self.teacher_grid)
 
 

@@ -66,6 +66,8 @@ class DenoisingConfig(Config):
         choose("weighting", WEIGHTINGS, self.weighting)
         choose("solver", SOLVERS, self.solver)
         choose("grid", GRIDS, self.grid)(self.steps, path)  # refuses a number of steps that it cannot make
+        if self.solver == "ancestral-learned" and (variance := getattr(self, "variance", "fixed")) != "learned":
+            raise ConfigError(f"the variance is {variance}; set solver to ancestral or ancestral-large")
         if self.prediction in ("noise", "score") and path.at(torch.ones((), device="cpu")).alpha == 0:
             raise ConfigError(
                 f"the path {self.path} leaves nothing of the picture at t = 1, which the {self.prediction} cannot tell"

@@ -16,7 +16,7 @@ from .grids import GRIDS
 from .model import DenoisingConfig, DenoisingModel, choose, choose_solver
 from .pairs import PairPool, trajectory
 from .paths import Path
-from .solvers import SOLVERS
+from .solvers import DETERMINISTIC
 from .teacher import Teacher, agree, begin_with, newest
 from .times import TIMES, TimeSampler
 
@@ -40,7 +40,7 @@ class ReflowConfig(DenoisingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choose("solver", SOLVERS, self.teacher_solver)
+        choose("deterministic solver", DETERMINISTIC, self.teacher_solver)
         choose("grid", GRIDS, self.teacher_grid)
         if self.pairs < 1:
             raise ConfigError(f"pairs must be at least 1, not {self.pairs}")

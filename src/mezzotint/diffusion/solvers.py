@@ -181,3 +181,9 @@ SOLVERS: dict[str, Solver] = {
     "lms": multistep.lms,
     "rk45": rk45,
 }
+
+STOCHASTIC = (
+    "ancestral", "ancestral-large", "ancestral-learned", "edm-stochastic", "euler-maruyama", "predictor-corrector",
+    "dpm++2m-sde",
+)  # fmt: skip
+DETERMINISTIC: dict[str, Solver] = {name: solver for name, solver in SOLVERS.items() if name not in STOCHASTIC}
