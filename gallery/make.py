@@ -167,8 +167,8 @@ def index(rows: dict[str, dict]) -> str:
         "# Gallery\n\nEvery system at `small` size, trained for a few minutes on a laptop's processor without a GPU;"
         " each page has the commands that made its picture and its numbers: `make gallery`.\n"
         "`fd_classifier` is the Fréchet distance of 1,000 samples (500 of rectified-transport, whose boots are fewer)"
-        " over the features of the gallery's own classifier, and no FID. Minutes are those of the clock, and the machine"
-        " may have had other work.\n\n"
+        " over the features of the gallery's own classifier, and no FID. Minutes are of the clock; the machine may"
+        " have had other work.\n\n"
     )
     names = [name for name in SHOWN if any(name in row["numbers"] for row in rows.values())]
     text += "| system | paper | minutes x cores | pictures seen | " + " | ".join(names) + " |\n"
