@@ -14,6 +14,17 @@ import mezzotint as mz
 STEPS = (1, 2, 4, 8, 16, 32)
 
 
+def draw(curves: dict[str, dict[int, float]]) -> None:
+    drawn, axes = figure("figure_52", figsize=(5.5, 3.6))
+    for name, curve in curves.items():
+        axes.plot(list(curve), list(curve.values()), marker="o", label=name)
+    axes.set(xscale="log", xlabel="sampling steps", ylabel="FD (classifier)")
+    axes.set_xticks(STEPS, [str(s) for s in STEPS])
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    save(drawn, "figure_52")
+
+
 def main() -> None:
     asked = arguments(__doc__)
     run = gallery_run("progressive-distillation")
@@ -28,14 +39,7 @@ def main() -> None:
         ):
             controls = {"steps": steps, **({"solver": solver, "grid": "uniform"} if solver else {})}
             curves[name][steps] = judged(model, asked, **controls)["fd_classifier"]
-    drawn, axes = figure("figure_52", figsize=(5.5, 3.6))
-    for name, curve in curves.items():
-        axes.plot(list(curve), list(curve.values()), marker="o", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel="FD (classifier)")
-    axes.set_xticks(STEPS, [str(s) for s in STEPS])
-    axes.minorticks_off()
-    axes.legend(frameon=False)
-    save(drawn, "figure_52")
+    draw(curves)
     text = "| steps | " + " | ".join(curves) + " |\n|" + "---|" * (len(curves) + 1) + "\n"
     for steps in STEPS:
         text += f"| {steps} | " + " | ".join(f"{curve[steps]:.2f}" for curve in curves.values()) + " |\n"

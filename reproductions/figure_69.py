@@ -60,7 +60,7 @@ def main() -> None:
     drawn, axes = figure("figure_69", figsize=(5, 3.4))
     for name, curve in curves.items():
         axes.plot(list(curve), list(curve.values()), "o-", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="Euler steps", ylabel="FD (classifier)")
+    axes.set(xscale="log", xlabel="Euler steps", ylabel="FD (classifier)")
     axes.set_xticks(STEPS, [str(s) for s in STEPS])
     axes.minorticks_off()
     axes.legend(frameon=False)

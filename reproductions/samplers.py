@@ -37,7 +37,7 @@ def main() -> None:
     drawn, axes = figure("samplers", figsize=(5.5, 3.6))
     for name, curve in curves.items():
         axes.plot(list(curve), list(curve.values()), "o-", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="FD (classifier)")
+    axes.set(xscale="log", xlabel="network evaluations", ylabel="FD (classifier)")
     axes.set_xticks(EVALUATIONS, [str(n) for n in EVALUATIONS])
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
