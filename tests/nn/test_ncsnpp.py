@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mezzotint.core.errors import ConfigError
 from mezzotint.core.precision import autocast
+from mezzotint.diffusion.networks import small_ddpmpp, small_ncsnpp
 from mezzotint.nn.attention import Attention
 from mezzotint.nn.embeddings import FourierTimeEmbedding, RandomFourier
 from mezzotint.nn.flops import multiply_adds
@@ -22,8 +23,6 @@ from mezzotint.nn.ncsnpp import (
     ddpmpp_config,
     ncsnpp_256_config,
     ncsnpp_config,
-    small_ddpmpp,
-    small_ncsnpp,
 )
 from mezzotint.nn.resampling import SMOOTH, downsample, normalised, upsample
 

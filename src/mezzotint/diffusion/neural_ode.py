@@ -17,14 +17,13 @@ from ..core.config import Config
 from ..core.errors import ConfigError
 from ..core.likelihood import bits_per_dim, discrete_log_prob
 from ..core.model import Losses, Model
-from .likelihood import rademacher
+from .likelihood import Trace, rademacher
 from .model import evaluating, refuse
 from .ode import dopri5, rk4
 
 Parts = tuple[Tensor, ...]
 Slope = Callable[[Tensor, Parts], Parts]
 Push = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # see `Velocity.push`
-Trace = Literal["hutchinson", "exact"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ..core.config import Config
 from ..core.model import Model
 from ..core.system import Optimizer, Paper, Recipe, Stage, System
 from ..nn.dit import dit_config
-from ..nn.ncsnpp import NCSNppConfig, ddpmpp_config, ncsnpp_config, small_ddpmpp, small_ncsnpp
+from ..nn.ncsnpp import NCSNppConfig, ddpmpp_config, ncsnpp_config
 from ..nn.unet import UNetConfig
 from .adm import ADM, BLOCKS, ADMConfig, adm_unet, noisy_classifier_config, small_adm
 from .boundary import BoundaryConfig, BoundaryModel
@@ -22,7 +22,7 @@ from .dfno import DFNOConfig, DFNOModel
 from .dmd import DMDConfig, DMDModel
 from .likelihood import FlowModel
 from .model import DenoisingConfig, DenoisingModel
-from .networks import ddpm_unet, improved_ddpm_unet, small_dit, small_unet
+from .networks import ddpm_unet, improved_ddpm_unet, small_ddpmpp, small_dit, small_ncsnpp, small_unet
 from .neural_ode import NeuralODE, NeuralODEConfig
 from .optimal import OptimalFlowConfig, OptimalFlowModel
 from .progressive import ProgressiveStudent, published_unet

@@ -18,8 +18,6 @@ from .blocks import Pointwise
 from .embeddings import FourierTimeEmbedding, TimeEmbedding
 from .resampling import BOX, SMOOTH, Resample, ResampleConv
 
-COARSEST = 16  # patches across the level at which the small network attends, at the most
-
 
 @dataclass(frozen=True)
 class NCSNppConfig(Config):
@@ -487,40 +485,5 @@ def ncsnpp_256_config() -> NCSNppConfig:
     )  # fmt: skip
 
 
-def small_ddpmpp(image_size: int) -> NCSNppConfig:
-    """DDPM++ with 1.2 M parameters, for a slow CPU; see `small_ncsnpp`."""
-    patch, levels, coarsest = _small_levels(image_size)
-    if coarsest > COARSEST:
-        workable = (size for size in range(1, 2 * image_size) if _small_levels(size)[2] <= COARSEST)
-        nearest = min(workable, key=lambda size: abs(size - image_size))
-        raise ConfigError(
-            f"the small network halves pictures until {COARSEST} pixels or fewer are left, which pictures of"
-            f" {image_size} pixels do not allow; use --image-size {nearest}"
-        )
-    multipliers = (1,) * min(levels, 2) + (2,) * (levels - 2)
-    attention = tuple(level == levels - 1 for level in range(levels))
-    return NCSNppConfig(64, multipliers, blocks=1, attention=attention, dropout=0.0, patch=patch)
-
-
-def small_ncsnpp(image_size: int) -> NCSNppConfig:
-    """NCSN++ with 1.3 M parameters, for a slow CPU: 107 million multiplications for a picture of 28 x 28.
-
-    Even pictures of at least 16 pixels are cut into 2x2 patches, and halved while their number is even and above 8;
-    attention is at the coarsest level. From the third level on the width doubles.
-
-    Raises `ConfigError`, naming the nearest size that can, for pictures that cannot be halved to 16 patches or fewer.
-    """
-    return replace(small_ddpmpp(image_size), taps=SMOOTH, progressive_input="residual", embedding="fourier")
-
-
 def _at_16(image_size: int, levels: int) -> tuple[bool, ...]:
     return tuple(image_size == 16 * 2**level for level in range(levels))
-
-
-def _small_levels(size: int) -> tuple[int, int, int]:
-    """Patch, number of levels, and positions across the coarsest, for pictures of this size."""
-    patch = 2 if size % 2 == 0 and size >= 16 else 1
-    levels, size = 1, size // patch
-    while size % 2 == 0 and size > 8:
-        levels, size = levels + 1, size // 2
-    return patch, levels, size
