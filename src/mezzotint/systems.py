@@ -22,8 +22,9 @@ def catalogue() -> dict[str, System]:
     """Every system by name, in the order of the survey."""
     from .classifier.systems import SYSTEMS as classifiers
     from .diffusion.systems import SYSTEMS as diffusion
+    from .vae.systems import SYSTEMS as vae
 
-    return {system.name: system for system in (*diffusion, *classifiers, *_registered.values())}
+    return {system.name: system for system in (*vae, *diffusion, *classifiers, *_registered.values())}
 
 
 def register(system: System) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from torch import Tensor
 
 Number = TypeVar("Number", float, Tensor)
+
+LEVELS = 256  # grey levels of a channel of a pixel
+Pixels = Literal["levels", "dequantised", "binary"]  # what a model is shown of a grey level; see `data.loader.Loader`
 
 
 def bits_per_dim(log_prob: Number, dims: int) -> Number:
@@ -19,7 +22,7 @@ def bits_per_dim(log_prob: Number, dims: int) -> Number:
     return log_prob / (-dims * math.log(2.0))
 
 
-def discrete_log_prob(log_density: Number, dims: int, levels: int = 256) -> Number:
+def discrete_log_prob(log_density: Number, dims: int, levels: int = LEVELS) -> Number:
     """ln p of the picture with `levels` grey levels from a density over [-1, 1] at uniformly dequantised x.
 
     A level is a cell of width 2 / levels, so P(cell) = E[p(x + u)] * (2 / levels)^D, and by Jensen

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .batch import Batch
 from .config import Config
+from .likelihood import Pixels
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -36,6 +37,7 @@ class Model(nn.Module, ABC):
     identity: Identity | None = None  # which system, stage and data it was built for; set by the catalogue
     configs: Mapping[str, Config]  # of every stage up to this one, by stage name; set by the catalogue
     density: bool = False  # whether `log_prob` is of a density over [-1, 1], which grey levels have only dequantised
+    pixels: Pixels | None = None  # what it must be shown of a grey level, where its likelihood says so
     likelihood_n: int | None = None  # pictures on which a slow likelihood is measured if none are asked for; None: all
 
     @abstractmethod

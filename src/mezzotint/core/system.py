@@ -9,6 +9,7 @@ from typing import Literal
 from .batch import PictureSpec
 from .config import Config
 from .errors import ConfigError, suggest
+from .likelihood import Pixels
 from .model import Model
 
 
@@ -51,7 +52,7 @@ class Recipe(Config):
     max_skips: int = 25  # so many skips in a row stop the run
     compile: bool = False  # torch.compile the loss; needs a C++ compiler on a CPU
     flip: bool = False  # mirror pictures at random
-    pixels: Literal["levels", "dequantised", "binary"] = "levels"  # what the model is shown of a grey level
+    pixels: Pixels = "levels"  # what the model is shown of a grey level
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "pictures", "max_skips"):

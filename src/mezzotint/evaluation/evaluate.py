@@ -271,7 +271,8 @@ def _bits_per_dim(
     chosen = spread_over(len(test), n)
     batches = (test.batch(chosen[i : i + batch_size]).images for i in range(0, len(chosen), batch_size))
     identity = model.identity
-    pixels = find(identity.system).stage(identity.stage).recipes[identity.size].pixels if identity else "levels"
+    recipe = find(identity.system).stage(identity.stage).recipes[identity.size] if identity else None
+    pixels = model.pixels or (recipe.pixels if recipe else "levels")
     result = mean_bits_per_dim(model, batches, pixels=pixels, seed=seed, device=model.device, controls=options)
     protocol = {
         "n": result.pictures,

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.batch import PictureRandom
 from ..core.errors import ConfigError, suggest
-from ..core.likelihood import bits_per_dim, discrete_log_prob
+from ..core.likelihood import Pixels, bits_per_dim, discrete_log_prob
 from ..core.model import HasELBO, HasLogProb
 from ..data.loader import PIXELS
 from .features import to_levels
 from .precision import full_precision
-
-Pixels = Literal["levels", "dequantised", "binary"]
 
 
 class BitsPerDim(NamedTuple):

@@ -95,6 +95,7 @@ def train(
         identity = Identity(system.name, stage.name, settings.size, pictures.spec)
         torch.manual_seed(settings.seed)
         model = build_stage(system, stage.name, configs, identity, finished)
+        recipe = _shown_as_it_asks(recipe, model, recipe_changes)
         trainer = Trainer(
             model, pictures, place, recipe, budget,
             seed=settings.seed, precision=settings.precision, save_every=settings.save_every,
@@ -184,6 +185,18 @@ def _share(budget: Budget | None, recipe: Recipe, system: System, stage: Stage) 
     if budget.pictures is not None:
         return Budget(pictures=max(int(budget.pictures * share), 1))
     return Budget(minutes=(budget.minutes or 0.0) * share)
+
+
+def _shown_as_it_asks(recipe: Recipe, model: Model, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with the pixels that the model is a likelihood of, if it is of one kind only."""
+    if model.pixels is None or model.pixels == recipe.pixels:
+        return recipe
+    if "pixels" in changes:
+        raise ConfigError(
+            f"the likelihood of this model is of {model.pixels} pixels, not of {recipe.pixels}; leave pixels away, or"
+            " choose another likelihood"
+        )
+    return replace(recipe, pixels=model.pixels)
 
 
 def _is_finished(place: Path) -> bool:

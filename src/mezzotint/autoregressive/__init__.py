@@ -1,0 +1,1 @@
+"""Autoregression: an order, a causal network and a head."""

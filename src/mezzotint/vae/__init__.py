@@ -1,0 +1,1 @@
+"""Variational autoencoders, and what came before them: survey, section 2."""

@@ -1,0 +1,62 @@
+"""The diagonal Gaussian: what most posteriors and many priors are."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+class Gaussian(NamedTuple):
+    """N(mean, diag(std^2)) over tensors (B, ...), each row a distribution of its own."""
+
+    mean: Tensor
+    log_std: Tensor  # of the same shape
+
+    @classmethod
+    def of(cls, numbers: Tensor, dim: int = 1, least: float | None = None) -> Gaussian:
+        """From a network's answer, whose halves along `dim` are mean and log-variance.
+
+        least  of log sigma: below it the answer bends smoothly, so that gradients go on; None: no bound
+        """
+        mean, log_variance = numbers.chunk(2, dim)
+        log_std = log_variance / 2
+        return cls(mean, log_std if least is None else least + F.softplus(log_std - least))
+
+    @classmethod
+    def standard(cls, like: Tensor) -> Gaussian:
+        """N(0, I) over tensors of this shape."""
+        zeros = torch.zeros_like(like)
+        return cls(zeros, zeros)
+
+    def at(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
+        """z = mean + temperature std noise (survey, eq. 13), of the noise's shape."""
+        return self.mean + temperature * self.log_std.exp() * noise
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """ln N(z), nats, summed over all but the first dimension: (B,)."""
+        scaled = (z - self.mean) * torch.exp(-self.log_std)
+        return -(0.5 * (scaled**2 + LOG_2PI) + self.log_std).flatten(1).sum(1)
+
+    def kl(self, other: Gaussian | None = None) -> Tensor:
+        """KL(self || other) of each dimension, nats, of the mean's shape; against N(0, I) where no other is given.
+
+        ln(s' / s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2     (survey, eq. 3)
+        """
+        if other is None:
+            return 0.5 * (self.mean**2 + torch.exp(2 * self.log_std) - 1) - self.log_std
+        ratio = self.log_std - other.log_std
+        return 0.5 * (torch.exp(2 * ratio) + ((self.mean - other.mean) * torch.exp(-other.log_std)) ** 2 - 1) - ratio
+
+    def repeat(self, times: int) -> Gaussian:
+        """Each row so many times, one after the other: (B times, ...)."""
+        return Gaussian(*(value.repeat_interleave(times, 0) for value in self))
+
+    def detach(self) -> Gaussian:
+        """The same without gradients."""
+        return Gaussian(*(value.detach() for value in self))

@@ -1,0 +1,151 @@
+"""What every model with latent variables does alike: its losses, its bounds, its pictures, its diagnosis."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.batch import Batch, PictureRandom, picture_seeds
+from ..core.errors import ConfigError
+from ..core.likelihood import Pixels
+from ..core.model import Losses, Model
+from .likelihoods import Likelihood
+from .objectives import ImportanceWeighted, Inferred, ObjectiveConfig
+
+CHUNK = 50  # draws of z that go through the decoder together where a bound takes many
+
+
+class Draws:
+    """Random numbers for K draws of each picture: row b K + k is draw k of picture b."""
+
+    def __init__(self, random: PictureRandom, times: int = 1) -> None:
+        self.random, self.times = random, times
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal, (B K, *shape)."""
+        return self.random.normal(self.times, *shape).flatten(0, 1)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform on [0, 1), (B K, *shape)."""
+        return self.random.uniform(self.times, *shape).flatten(0, 1)
+
+
+class Latents(NamedTuple):
+    """What the posterior keeps of each picture, for the diagnosis of collapse."""
+
+    means: Tensor  # E[z | x] of each latent dimension, (B, D)
+    kl: Tensor  # KL(q || p) of each of them, nats, (B, D)
+
+
+class VariationalModel(Model):
+    """A model p(x | z) p(z) with a posterior q(z | x) to go with it.
+
+    A subclass says how a picture is seen by its encoder (`recognise`), what one draw of z says of it (`infer`), and how
+    z from the prior becomes numbers for pixels (`generate`); losses, bounds and pictures follow.
+
+    likelihood  p(x | z), as `config.likelihood` says
+    objective   what is minimised, as `config.objective` says
+    """
+
+    steps: Tensor
+
+    def __init__(self, likelihood: Likelihood, objective: ObjectiveConfig) -> None:
+        super().__init__()
+        self.likelihood, self.objective = likelihood, objective
+        self.pixels: Pixels | None = likelihood.pixels
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @abstractmethod
+    def recognise(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the encoder makes of each picture, however many z are drawn after: tensors with B rows."""
+
+    @abstractmethod
+    def infer(self, batch: Batch, seen: tuple[Tensor, ...], draws: Draws) -> Inferred:
+        """Draw z from the posterior, and weigh it; all have as many rows as `seen`."""
+
+    @abstractmethod
+    def generate(self, n: int, draws: Draws, temperature: float = 1.0) -> Tensor:
+        """Numbers for the pixels of n pictures, of z from the prior: (n, outputs, H, W)."""
+
+    def forward(self, batch: Batch, player: str = "model") -> Losses:
+        """The loss of the objective. Logged: "reconstruction", "kl" and "negative_elbo", nats per picture."""
+        many, seen, draws = self._repeated(batch, batch.random(), self.objective.samples)
+        return self.objective.losses(self.infer(many, seen, draws), self.steps)
+
+    def after_step(self, step: int) -> None:
+        """Count the steps, by which weights of the terms rise."""
+        self.steps += 1
+
+    @torch.no_grad()
+    def elbo(self, images: Tensor, *, seeds: int | Sequence[int] = 0, samples: int = 1) -> Tensor:
+        """A lower bound of ln p(x), nats, (B,): an unbiased estimate of L_K of Burda et al. 2016 (survey, eq. 25).
+
+        images   (B, C, H, W), pixels as the likelihood knows them
+        seeds    of the draws: picture k has seed k
+        samples  K. 1: the evidence lower bound with the KL in closed form wherever there is one; with thousands, an
+                 estimate of ln p(x) that is too small on average by little. Memory does not grow with K
+
+        Raises `ConfigError` for K below 1.
+        """
+        if samples < 1:
+            raise ConfigError(f"a bound takes at least 1 sample of z, not {samples}")
+        batch, random = Batch(images), PictureRandom(picture_seeds(len(images), seeds), images.device)
+        if samples == 1:
+            many, seen, draws = self._repeated(batch, random, 1)
+            return self.infer(many, seen, draws).elbo
+        total = images.new_full((len(images),), -torch.inf, dtype=torch.float64)
+        for done in range(0, samples, CHUNK):
+            many, seen, draws = self._repeated(batch, random, min(CHUNK, samples - done))
+            log_weights = self.infer(many, seen, draws).log_weight.unflatten(0, (len(images), -1))
+            total = torch.logaddexp(total, torch.logsumexp(log_weights.double(), 1))
+        return total - torch.log(torch.tensor(float(samples), dtype=torch.float64))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        captions: list[str] | None = None,
+        source: Tensor | None = None,
+        mask: Tensor | None = None,
+        seeds: int | Sequence[int] = 0,
+        temperature: float = 1.0,
+        pixels: str = "mean",
+    ) -> Tensor:
+        """n pictures in [-1, 1] of z from the prior.
+
+        temperature  of the prior's standard deviations
+        pixels       "mean": E[x | z], as most papers show; "drawn": x from p(x | z), the model's own pictures
+
+        Raises `ConfigError` for another kind of pixels or a temperature below 0.
+        """
+        if pixels not in ("mean", "drawn"):
+            raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
+        if temperature < 0:
+            raise ConfigError(f"a temperature is 0 or more, not {temperature}")
+        random = PictureRandom(picture_seeds(n, seeds), self.device)
+        numbers = self.generate(n, Draws(random), temperature)
+        return self.likelihood.mean(numbers) if pixels == "mean" else self.likelihood.draw(numbers, random)
+
+    def _repeated(self, batch: Batch, random: PictureRandom, times: int) -> tuple[Batch, tuple[Tensor, ...], Draws]:
+        """The batch and what is seen in it, each row `times` times in a row."""
+        seen = self.recognise(batch)
+        if times > 1:
+            many: dict[str, Any] = {
+                name: value.repeat_interleave(times, 0)
+                for name, value in vars(batch).items()
+                if isinstance(value, Tensor)
+            }
+            batch, seen = Batch(**many), tuple(part.repeat_interleave(times, 0) for part in seen)
+        return batch, seen, Draws(random, times)
+
+
+def refuse_doubly(objective: ObjectiveConfig, what: str) -> None:
+    """Raises `ConfigError` where a model whose z are drawn one from the other is to have that gradient."""
+    if isinstance(objective, ImportanceWeighted) and objective.gradient == "doubly":
+        raise ConfigError(f"the doubly reparameterised gradient is not known to {what}; set objective.gradient")

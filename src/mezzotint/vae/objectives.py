@@ -1,0 +1,163 @@
+"""What is made of the two terms of the bound: all that beta-VAE, its capacity, free bits and IWAE change."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.config import Config
+from ..core.errors import ConfigError
+from ..core.model import Losses
+
+
+class Inferred(NamedTuple):
+    """What one draw of z from the posterior says of each picture."""
+
+    log_likelihood: Tensor  # ln p(x | z), nats, (B,)
+    kl: Tensor  # KL(q || p) of each of G dimensions or groups of z, given those above, nats, (B, G)
+    log_ratio: Tensor  # ln p(z) - ln q(z | x) at the z that was drawn, nats, (B,)
+
+    @property
+    def elbo(self) -> Tensor:
+        """ln p(x | z) - KL(q || p), whose mean over z is the bound: (B,); survey, eq. 11."""
+        return self.log_likelihood - self.kl.sum(1)
+
+    @property
+    def log_weight(self) -> Tensor:
+        """ln w = ln p(x, z) - ln q(z | x), (B,); survey, eq. 24."""
+        return self.log_likelihood + self.log_ratio
+
+
+def elbo_losses(inferred: Inferred, penalty: Tensor) -> Losses:
+    """-ln p(x | z) + penalty, the mean over pictures; logged: both terms of the bound and the bound itself.
+
+    penalty  (B,), what stands in place of the KL
+    """
+    parts = {
+        "reconstruction": -inferred.log_likelihood.mean(),
+        "kl": inferred.kl.sum(1).mean(),
+        "negative_elbo": -inferred.elbo.mean(),
+    }
+    return Losses((penalty - inferred.log_likelihood).mean(), {name: value.detach() for name, value in parts.items()})
+
+
+@dataclass(frozen=True)
+class ELBO(Config):
+    """-ln p(x | z) + beta KL(q || p).
+
+    beta          1: the bound itself (survey, eq. 12); above: beta-VAE (Higgins et al. 2017, eq. 4; survey, eq. 16)
+    warmup_steps  beta rises from 0 in so many steps (Bowman et al. 2016, arXiv 1511.06349; Sonderby et al. 2016)
+    free_bits     nats that each group of z has for nothing: max(free_bits, KL) in place of its KL (Kingma et al. 2016,
+                  arXiv 1606.04934, eq. 15, where KL is the mean over the batch; here it is of each picture, so that a
+                  batch may be split over processes)
+
+    Raises `ConfigError` for what is negative.
+    """
+
+    beta: float = 1.0
+    warmup_steps: int = 0
+    free_bits: float = 0.0
+    kind: Literal["elbo"] = "elbo"
+    samples: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "beta", "warmup_steps", "free_bits")
+
+    def losses(self, inferred: Inferred, step: Tensor) -> Losses:
+        """The loss of `Inferred` with B rows.
+
+        step  how many steps were made before, ()
+        """
+        kl = inferred.kl.clamp_min(self.free_bits) if self.free_bits else inferred.kl
+        warm = ((step + 1) / self.warmup_steps).clamp(max=1.0) if self.warmup_steps else 1.0
+        return elbo_losses(inferred, self.beta * warm * kl.sum(1))
+
+
+@dataclass(frozen=True)
+class Capacity(Config):
+    """-ln p(x | z) + gamma |KL(q || p) - C|, C rising from 0 to `most` nats.
+
+    The distance is that of each picture's KL. Source: Burgess et al. 2018 (arXiv 1804.03599), eq. 8; survey, eq. 17.
+    Raises `ConfigError` for what is negative.
+    """
+
+    gamma: float = 1000.0
+    most: float = 25.0  # C_max, nats
+    steps: int = 100_000  # in which C rises, in a line
+    kind: Literal["capacity"] = "capacity"
+    samples: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "gamma", "most", "steps")
+
+    def losses(self, inferred: Inferred, step: Tensor) -> Losses:
+        """See `ELBO.losses`; C is logged beside."""
+        capacity = self.most * (step / max(self.steps, 1)).clamp(max=1.0)
+        total, parts = elbo_losses(inferred, self.gamma * (inferred.kl.sum(1) - capacity).abs())
+        return Losses(total, {**parts, "capacity": capacity.float()})
+
+
+@dataclass(frozen=True)
+class ImportanceWeighted(Config):
+    """-ln (1/K) sum_k w_k over K draws of z, w_k = p(x, z_k) / q(z_k | x).
+
+    gradient  "reparameterised": that of the bound (Burda et al. 2016, arXiv 1509.00519, eq. 14)
+              "doubly": the encoder's, without the part that is zero on average and drowns the rest as K grows
+              (Tucker et al. 2019, arXiv 1810.04152, eq. 8)
+
+    Survey, eq. 23-25. Raises `ConfigError` for K below 1.
+    """
+
+    samples: int = 5  # K
+    gradient: Literal["reparameterised", "doubly"] = "reparameterised"
+    kind: Literal["importance"] = "importance"
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ConfigError(f"a bound takes at least 1 sample of z, not {self.samples}")
+
+    def losses(self, inferred: Inferred, step: Tensor) -> Losses:
+        """See `ELBO.losses`; `inferred` has B K rows, the K draws of a picture one after the other.
+
+        With "doubly", ln q(z | x) must be that of a detached posterior, and z treated with `weigh_again`.
+        """
+        log_weights = inferred.log_weight.unflatten(0, (-1, self.samples))  # (B, K)
+        bound = importance_bound(log_weights).mean()
+        if self.gradient == "doubly":
+            weights = log_weights.softmax(1).detach()
+            inner = (weights * log_weights).sum(1).mean()  # the gradient of the bound, but for q's own parameters
+            total = -(inner + (bound - inner).detach())
+        else:
+            total = -bound
+        parts = elbo_losses(inferred, inferred.kl.sum(1)).parts
+        return Losses(total, {**parts, "negative_bound": -bound.detach()})
+
+
+ObjectiveConfig = ELBO | Capacity | ImportanceWeighted
+
+
+def importance_bound(log_weights: Tensor) -> Tensor:
+    """L_K = ln (1/K) sum_k w_k, (B,), from ln w (B, K); survey, eq. 25."""
+    return torch.logsumexp(log_weights, 1) - math.log(log_weights.shape[1])
+
+
+def weigh_again(z: Tensor, log_weights: Tensor) -> None:
+    """Multiply the gradient that will reach z by the normalised weights of its draws.
+
+    What it has of them already makes it the bound's; the square makes it doubly reparameterised.
+
+    z            the draws, (B K, ...), in whose graph nothing but the posterior lies
+    log_weights  ln w, (B, K)
+    """
+    weights = log_weights.softmax(1).detach().flatten()
+    z.register_hook(lambda gradient: gradient * weights.view(-1, *[1] * (gradient.dim() - 1)))
+
+
+def _not_negative(config: Config, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{name} must not be negative, but it is {getattr(config, name)}")

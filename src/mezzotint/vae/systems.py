@@ -1,0 +1,133 @@
+"""The chapter as code: a paper is a likelihood, a posterior, a prior and an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ..core.batch import PictureSpec
+from ..core.config import Config
+from ..core.model import Model
+from ..core.system import Optimizer, Paper, Recipe, Stage, System
+from .likelihoods import BernoulliConfig
+from .networks import MLPConfig
+from .objectives import ELBO, Capacity, ImportanceWeighted
+from .vae import VAE, VAEConfig
+
+# A few minutes on two cores of a laptop
+SMALL_RECIPE = Recipe(
+    batch_size=100,
+    optimizers={"model": Optimizer("adam", lr=1e-3)},
+    warmup=5_000,
+    ema_half_life=20_000,
+)
+
+# Burda et al. 2016, section 5: batches of 20, Adam with eps 1e-4, 3^i passes at the rate 1e-3 10^(-i/7), i = 0 ... 7,
+# 3280 in all; here the rate falls as a cosine
+BURDA_RECIPE = Recipe(
+    batch_size=20,
+    pictures=3_280 * 60_000,
+    optimizers={"model": Optimizer("adam", lr=1e-3, eps=1e-4, clip=None)},
+    warmup=0,
+    ema_half_life=0,
+)
+
+
+def _one_stage(
+    model: type[Model], sizes: Mapping[str, Callable[[PictureSpec], Config]], paper: Recipe = BURDA_RECIPE,
+    small: Recipe = SMALL_RECIPE,
+) -> tuple[Stage, ...]:  # fmt: skip
+    """The stages of a system that is one model."""
+    return (Stage("model", model, sizes, {"small": small, "paper": paper}),)
+
+
+# 2.1-2.2: the variational autoencoder --------------------------------------------------------------------------------
+
+
+def _burda(data: PictureSpec, objective: ELBO | ImportanceWeighted) -> VAEConfig:
+    """Burda et al. 2016, section 5: two layers of 200 tanh, a code of 50, of binary pixels."""
+    return VAEConfig(
+        data.image_size, data.channels, 50, MLPConfig((200, 200), "tanh"), BernoulliConfig(), objective
+    )  # fmt: skip
+
+
+KINGMA = Paper("Auto-Encoding Variational Bayes", "Kingma, Welling", 2013, "1312.6114")
+
+vae = System(
+    name="vae",
+    title="Variational autoencoder",
+    paper=KINGMA,
+    family="vae",
+    survey="sections 2.1, 2.2 and 2.4, eq. 3-14, 18-19",
+    summary=(
+        "An encoder says where a picture may lie in a space of codes, as a Gaussian; a decoder makes a picture of a "
+        "code. Both are trained on a bound of the likelihood: explain the picture, with codes that stay near the prior."
+    ),
+    stages=_one_stage(VAE, {
+        "small": lambda data: VAEConfig(data.image_size, data.channels),
+        "paper": lambda data: _burda(data, ELBO()),
+    }),
+)  # fmt: skip
+
+# 2.3: collapse, and what is done about it ----------------------------------------------------------------------------
+
+beta_vae = System(
+    name="beta-vae",
+    title="Beta-VAE",
+    paper=Paper(
+        "beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework",
+        "Higgins, Matthey, Pal, Burgess, Glorot, Botvinick, Mohamed, Lerchner", 2017,
+    ),
+    family="vae",
+    survey="section 2.3, eq. 16",
+    summary=(
+        "The second term of the bound weighs beta times as much: codes carry less, and what they carry is spread over "
+        "dimensions that mean something each. Pictures are worse for it."
+    ),
+    stages=_one_stage(VAE, {
+        "small": lambda data: VAEConfig(data.image_size, data.channels, latent=16, objective=ELBO(beta=4.0)),
+        "paper": lambda data: VAEConfig(data.image_size, data.channels, latent=10, objective=ELBO(beta=4.0)),
+    }),
+)  # fmt: skip
+
+capacity_vae = System(
+    name="capacity-vae",
+    title="Beta-VAE with a rising capacity",
+    paper=Paper(
+        "Understanding disentangling in beta-VAE",
+        "Burgess, Higgins, Pal, Matthey, Watters, Desjardins, Lerchner", 2018, "1804.03599",
+    ),
+    family="vae",
+    survey="section 2.3, eq. 17",
+    summary=(
+        "What codes may carry is held at so many nats, and the number rises while training goes on: first what changes "
+        "most of the picture, then the details, each in a dimension of its own."
+    ),
+    stages=_one_stage(VAE, {
+        "small": lambda data: VAEConfig(
+            data.image_size, data.channels, latent=16, objective=Capacity(gamma=30.0, most=25.0, steps=2_000)
+        ),
+        "paper": lambda data: VAEConfig(
+            data.image_size, data.channels, latent=10, objective=Capacity(gamma=1000.0, most=25.0, steps=100_000)
+        ),
+    }),
+)  # fmt: skip
+
+# 2.6: a tighter bound ------------------------------------------------------------------------------------------------
+
+iwae = System(
+    name="iwae",
+    title="Importance weighted autoencoder",
+    paper=Paper("Importance Weighted Autoencoders", "Burda, Grosse, Salakhutdinov", 2015, "1509.00519"),
+    family="vae",
+    survey="section 2.6, eq. 23-25",
+    summary=(
+        "The networks of a VAE, trained on a tighter bound: the mean of several draws of the code, each weighted by "
+        "how well it explains the picture, so that the encoder need not be right every time."
+    ),
+    stages=_one_stage(VAE, {
+        "small": lambda data: VAEConfig(data.image_size, data.channels, objective=ImportanceWeighted(5)),
+        "paper": lambda data: _burda(data, ImportanceWeighted(50)),
+    }),
+)  # fmt: skip
+
+SYSTEMS: tuple[System, ...] = (vae, beta_vae, capacity_vae, iwae)
