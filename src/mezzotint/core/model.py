@@ -129,6 +129,21 @@ class Reconstructs(Protocol):
         """Pictures in [-1, 1], of the same shape."""
 
 
+class Latents(NamedTuple):
+    """What the posterior keeps of each picture."""
+
+    means: Tensor  # E[z | x] of each latent dimension, (B, D)
+    kl: Tensor  # KL(q || p) of each of them, nats, (B, D)
+
+
+@runtime_checkable
+class HasLatents(Protocol):
+    """Has a code with a posterior and a prior, whose collapse can be diagnosed."""
+
+    def latents(self, images: Tensor) -> Latents:
+        """Means and divergences of the posterior, (B, D) each."""
+
+
 @runtime_checkable
 class Inpaints(Protocol):
     """Completes pictures."""
@@ -159,6 +174,7 @@ ABILITIES: dict[str, type] = {
     "elbo": HasELBO,
     "encode and decode": Encodes,
     "reconstruct": Reconstructs,
+    "latents": HasLatents,
     "inpaint": Inpaints,
     "classify": Classifies,
     "features": HasFeatures,

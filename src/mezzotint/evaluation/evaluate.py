@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, DataError
-from ..core.model import Classifies, HasELBO, HasLogProb, Model, Samples
+from ..core.likelihood import Pixels
+from ..core.model import Classifies, HasELBO, HasLatents, HasLogProb, Model, Samples
 from ..data.pictures import Transported
 from ..systems import find, load
+from .collapse import diagnose
 from .describing import THUMBNAIL, Described, Describer, spread_over, thumbnails
 from .distances import Estimate, accuracy, frechet_distance, inception_score, kernel_distance
 from .features import INCEPTION_PLACE, ClassifierFeatures, FeatureNetwork, open_features
@@ -50,6 +52,12 @@ MEANINGS = {  # what each number asks, and where the answer should be
     "distance_ratio": ("1", "median distance to the nearest training picture, samples over held-out; 0 is copying"),
     "copies": ("0.01", "share of samples nearer to a training picture than all but 1 % of the held-out pictures"),
     "bits_per_dim": ("lower", "bits that a pixel of a held-out picture costs"),
+    "nats": ("lower", "-ln p(x) of a held-out picture whose pixels were drawn black or white anew"),
+    "active_units": (
+        "higher",
+        "dimensions of the code whose mean depends on the picture: variance over pictures above 0.01",
+    ),
+    "kl": ("above 0", "nats that the code carries: divergence of the posterior from the prior; 0 is collapse"),
     "accuracy": ("higher", "share of held-out pictures whose class is recognised"),
 }
 
@@ -76,7 +84,8 @@ def evaluate(
     A model that samples draws n pictures: picture k has seed `seeds` + k and, where the model is told classes, class
     k mod their number, whatever the batch size or number of processes. They are compared with held-out pictures
     (Fréchet and kernel distance, precision, recall, density, coverage, class recognition) and with training pictures
-    (does it memorise?). A model with a likelihood or a bound gets bits per dimension, one that classifies its accuracy.
+    (does it memorise?). A model with a likelihood or a bound gets bits per dimension (and nats, of binary pixels), one
+    with a code its active units and the nats in it, one that classifies its accuracy.
     Sampling runs in the precision of the context around this call, everything that is measured in float32.
 
     test        pictures that the model never saw
@@ -110,7 +119,9 @@ def evaluate(
             numbers, drawn = _judge_samples(sampling, train, describe, progress)
         measured = min(n, model.likelihood_n or n) if likelihood_n is None else likelihood_n
         if isinstance(model, (HasLogProb, HasELBO)) and measured:
-            numbers.append(_bits_per_dim(model, test, measured, batch_size, seeds, likelihood))
+            numbers += _likelihood(model, test, measured, batch_size, seeds, likelihood)
+        if isinstance(model, HasLatents):
+            numbers += _code(model, test, n, batch_size, seeds)
         if isinstance(model, Classifies):
             numbers.append(_test_accuracy(model, test, batch_size))
     if not numbers:
@@ -265,25 +276,57 @@ def _memorisation(
     return numbers, Neighbours(fake.pictures[:samples], beside, distances)
 
 
-def _bits_per_dim(
+def _likelihood(
     model: Any, test: Pictures, n: int, batch_size: int, seed: int, options: Mapping[str, Any] | None
-) -> Number:
-    chosen = spread_over(len(test), n)
-    batches = (test.batch(chosen[i : i + batch_size]).images for i in range(0, len(chosen), batch_size))
-    identity = model.identity
-    recipe = find(identity.system).stage(identity.stage).recipes[identity.size] if identity else None
-    pixels = model.pixels or (recipe.pixels if recipe else "levels")
-    result = mean_bits_per_dim(model, batches, pixels=pixels, seed=seed, device=model.device, controls=options)
+) -> list[Number]:
+    """Bits per dimension; of binary pixels, as papers have it, nats too."""
+    result = mean_bits_per_dim(
+        model, _spread(test, n, batch_size), pixels=_pixels(model), seed=seed, device=model.device, controls=options
+    )
     protocol = {
         "n": result.pictures,
         "reference": f"{test.split} pictures of {test.name}",
         "pixels": result.pixels,
         "value": "upper bound" if result.bound else "exact",
-        "standard error": f"{result.error:.2g}",
         **{name: value for name, value in result.controls.items() if value is not None},
         "precision": "fp32",
     }
-    return _number("bits_per_dim", "bits_per_dim", Estimate(result.value, 0.0), protocol)
+    numbers = {"bits_per_dim": (result.value, result.error)}
+    if result.pixels == "binary":
+        numbers["nats"] = result.nats
+    return [
+        _number(name, name, Estimate(value, 0.0), {**protocol, "standard error": f"{error:.2g}"})
+        for name, (value, error) in numbers.items()
+    ]
+
+
+def _code(model: Any, test: Pictures, n: int, batch_size: int, seed: int) -> list[Number]:
+    """Is the code used?"""
+    pixels = _pixels(model)
+    found = diagnose(model, _spread(test, n, batch_size), pixels=pixels, seed=seed, device=model.device)
+    protocol = {
+        "n": found.pictures,
+        "reference": f"{test.split} pictures of {test.name}",
+        "pixels": pixels,
+        "dimensions": len(found.kl),
+        "verdict": found.verdict,
+        "precision": "fp32",
+    }
+    values = {"active_units": float(found.active_units), "kl": found.nats}
+    return [_number(name, name, Estimate(value, 0.0), protocol) for name, value in values.items()]
+
+
+def _pixels(model: Any) -> Pixels:
+    """What the model is shown of grey levels: what its likelihood says, or else its recipe."""
+    identity = model.identity
+    recipe = find(identity.system).stage(identity.stage).recipes[identity.size] if identity else None
+    return model.pixels or (recipe.pixels if recipe else "levels")
+
+
+def _spread(test: Pictures, n: int, batch_size: int) -> Iterator[Tensor]:
+    """At most n held-out pictures, in batches."""
+    chosen = spread_over(len(test), n)
+    return (test.batch(chosen[i : i + batch_size]).images for i in range(0, len(chosen), batch_size))
 
 
 def _test_accuracy(model: Any, test: Pictures, batch_size: int) -> Number:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -27,6 +28,13 @@ class BitsPerDim(NamedTuple):
     error: float  # standard error of the value, from the spread between pictures
     pixels: Pixels  # what the likelihood is of
     controls: dict[str, Any]  # how the model computed it: the options of its method, given or not
+    dims: int  # D = C * H * W
+
+    @property
+    def nats(self) -> tuple[float, float]:
+        """-ln p(x) of a picture, and its standard error."""
+        unit = self.dims * math.log(2.0)
+        return self.value * unit, self.error * unit
 
 
 @torch.no_grad()
@@ -81,7 +89,7 @@ def mean_bits_per_dim(
     exact = isinstance(model, HasLogProb) and pixels != "dequantised"
     bits = bits_per_dim(torch.cat(values), dims)
     error = float(bits.std() / pictures**0.5) if pictures > 1 else float("nan")
-    return BitsPerDim(float(bits.mean()), not exact, pictures, error, pixels, used)
+    return BitsPerDim(float(bits.mean()), not exact, pictures, error, pixels, used, dims)
 
 
 def _options(method: Callable[..., Tensor]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.errors import ConfigError
 from ..core.likelihood import Pixels
+from ..core.model import Latents as Latents
 from ..core.model import Losses, Model
 from .likelihoods import Likelihood
 from .objectives import ImportanceWeighted, Inferred, ObjectiveConfig
@@ -32,13 +33,6 @@ class Draws:
     def uniform(self, *shape: int) -> Tensor:
         """Uniform on [0, 1), (B K, *shape)."""
         return self.random.uniform(self.times, *shape).flatten(0, 1)
-
-
-class Latents(NamedTuple):
-    """What the posterior keeps of each picture, for the diagnosis of collapse."""
-
-    means: Tensor  # E[z | x] of each latent dimension, (B, D)
-    kl: Tensor  # KL(q || p) of each of them, nats, (B, D)
 
 
 class VariationalModel(Model):
