@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal, cast
 
@@ -12,15 +13,16 @@ from torch import Tensor, nn
 from ..core.config import Config
 from ..core.errors import ConfigError
 
-Activation = Literal["tanh", "relu", "softplus", "silu"]
+Activation = Literal["tanh", "relu", "softplus", "silu", "leaky"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh, "relu": nn.ReLU, "softplus": nn.Softplus, "silu": nn.SiLU,
+    "leaky": partial(nn.LeakyReLU, 0.1),
 }  # fmt: skip
 
 
 def begin(network: nn.Module, activation: Activation) -> nn.Module:
     """The network with weights uniform as in Glorot and Bengio 2010, sqrt(2) times as large for half-linear units."""
-    gain = nn.init.calculate_gain("relu") if activation in ("relu", "silu") else 1.0
+    gain = nn.init.calculate_gain("relu") if activation in ("relu", "silu", "leaky") else 1.0
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.xavier_uniform_(module.weight, gain)
