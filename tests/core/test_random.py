@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mezzotint.core.batch import Batch, PictureRandom, fold, picture_seeds
 from mezzotint.core.drawing import draw, interleave
+from mezzotint.core.errors import ConfigError
 
 
 @given(st.lists(st.integers(-(2**63), 2**64), min_size=1, max_size=6), st.integers(0, 5))
@@ -37,8 +38,10 @@ def test_folding_separates_order_and_count():
 
 def test_a_first_seed_stands_for_its_successors():
     assert picture_seeds(3, 5) == [5, 6, 7] == picture_seeds(3, [5, 6, 7])
-    with pytest.raises(ValueError, match="3 pictures need 3 seeds"):
+    with pytest.raises(ConfigError, match="3 pictures need 3 seeds"):
         picture_seeds(3, [1])
+    with pytest.raises(ConfigError, match="1 picture or more"):
+        picture_seeds(0, 5)
 
 
 def test_a_batch_splits_into_rows_with_their_seeds():

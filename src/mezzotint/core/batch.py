@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .config import Config
+from .errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,14 @@ def fold(*numbers: int) -> int:
 
 
 def picture_seeds(n: int, seeds: int | Sequence[int]) -> list[int]:
-    """The seeds of n requested pictures: a first seed s means s, s + 1, ..., s + n - 1."""
+    """The seeds of n requested pictures: a first seed s means s, s + 1, ..., s + n - 1.
+
+    Raises `ConfigError` for less than one picture, or another number of seeds than pictures.
+    """
+    if n < 1:
+        raise ConfigError(f"a request is for 1 picture or more, not {n}")
     if isinstance(seeds, int):
         return list(range(seeds, seeds + n))
     if len(seeds) != n:
-        raise ValueError(f"{n} pictures need {n} seeds, got {len(seeds)}")
+        raise ConfigError(f"{n} pictures need {n} seeds, got {len(seeds)}")
     return list(seeds)

@@ -23,6 +23,7 @@ from .guidance import ClassifierFree, Guidance
 from .paths import PATHS, Coefficients
 from .predictions import Denoiser, rows, target, unit
 from .solvers import SOLVERS, Callback, Solver, ddim
+from .stepping import no_noise
 from .times import TIMES, TimeSampler
 from .weighting import WEIGHTINGS
 
@@ -232,7 +233,7 @@ class DenoisingModel(Model):
         times = choose("grid", GRIDS, grid)(steps, self.path).double().cpu().flip(0)
         known = known_labels(self.config, labels, images)
         with evaluating(self):
-            x = choose_solver(solver)(self.unclipped(known), images, times, _no_noise)
+            x = choose_solver(solver)(self.unclipped(known), images, times, no_noise)
         return x / rows(self.path.at(times[-1]).sigma, x)
 
     @torch.no_grad()
@@ -249,7 +250,7 @@ class DenoisingModel(Model):
         times = choose("grid", GRIDS, grid)(steps, self.path).double().cpu()
         known = known_labels(self.config, labels, codes)
         with evaluating(self):
-            x = choose_solver(solver)(self.unclipped(known), self.first(codes, times), times, _no_noise)
+            x = choose_solver(solver)(self.unclipped(known), self.first(codes, times), times, no_noise)
         return x.clamp(-1, 1)
 
     def unclipped(self, labels: Tensor | None = None) -> Denoiser:
@@ -386,7 +387,3 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def _no_noise() -> Tensor:
-    raise ConfigError("encoding and decoding need a deterministic solver, such as ddim, euler or heun")

@@ -12,6 +12,7 @@ from ..core.batch import PictureRandom, fold
 from ..core.errors import ConfigError
 from .predictions import Denoiser
 from .solvers import Solver, Step
+from .stepping import no_noise
 from .times import on_cpu
 
 Solve = Callable[[Tensor, Tensor | None], Tensor]  # noise (B, C, H, W), labels (B,) -> states (B, K, C, H, W)
@@ -122,13 +123,9 @@ def trajectory(
         if step.number in places:
             passed.append(step.denoised.x)
 
-    end = solver(denoiser, x, grid, _no_noise, look)
+    end = solver(denoiser, x, grid, no_noise, look)
     if len(grid) - 1 in places:
         passed.append(end)
     if len(passed) != len(places):
         raise ConfigError("this solver chooses its own times, and only its end is known; use another, such as ddim")
     return torch.stack(passed, dim=1)
-
-
-def _no_noise() -> Tensor:
-    raise ConfigError("pairs need a deterministic solver, such as ddim, euler or heun")

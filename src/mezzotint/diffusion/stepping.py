@@ -16,6 +16,11 @@ Noise = Callable[[], Tensor]
 LOST = 1000.0  # sigma / alpha from which a picture counts as lost in its noise
 
 
+def no_noise() -> Tensor:
+    """The noise of what must be a function of its beginning alone. Raises `ConfigError`."""
+    raise ConfigError("this needs a deterministic solver, such as ddim, euler or heun")
+
+
 class Step(NamedTuple):
     """Where a solver is."""
 

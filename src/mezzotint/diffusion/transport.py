@@ -14,6 +14,7 @@ from ..core.model import Losses, Model
 from .grids import GRIDS, Grid
 from .model import Callback, DenoisingConfig, DenoisingModel, choose, choose_solver, evaluating, refuse
 from .solvers import SOLVERS, Solver
+from .stepping import no_noise
 from .teacher import Teacher, agree, begin_with, newest
 
 
@@ -84,7 +85,7 @@ class TransportModel(DenoisingModel):
         denoiser = self.teacher.guided(labels if c.classes else None)
         times = GRIDS[c.teacher_grid](c.teacher_steps, self.path)
         with torch.autocast(source.device.type, enabled=False):  # as for the pairs of `PairPool`
-            return choose_solver(c.teacher_solver)(denoiser, source, times, _no_noise)
+            return choose_solver(c.teacher_solver)(denoiser, source, times, no_noise)
 
     @torch.no_grad()
     def sample(  # type: ignore[override]  # there is no noise for eta, and what is guided is guided throughout
@@ -121,9 +122,5 @@ class TransportModel(DenoisingModel):
         wanted = self.sampling_labels(n, labels, PictureRandom(picture_seeds(n, seeds), self.device))
         with evaluating(self):
             denoiser = self.denoiser(wanted, self.sampling_guidance(guidance))
-            x = chosen(denoiser, source.to(self.device), times.double().cpu(), _no_noise, callback)
+            x = chosen(denoiser, source.to(self.device), times.double().cpu(), no_noise, callback)
         return x.float().clamp(-1, 1)
-
-
-def _no_noise() -> Tensor:
-    raise ConfigError("a transport needs a deterministic solver, such as euler or heun")
