@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..core.batch import Batch
 from ..core.errors import ConfigError
+from ..core.labels import labels_of
 from ..core.model import Losses
-from .model import DenoisingConfig, DenoisingModel, labels_of
+from .model import DenoisingConfig, DenoisingModel
 from .predictions import rows
 
 

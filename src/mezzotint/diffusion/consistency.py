@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
+from ..core.labels import choose_labels, labels_of
 from ..core.model import Losses, Model
 from ..nn.dit import DiTConfig
 from ..nn.ncsnpp import NCSNppConfig
 from ..nn.unet import UNetConfig
-from .model import choose_labels, evaluating, labels_of, noisy, pseudo_huber, refuse
+from .model import evaluating, noisy, pseudo_huber, refuse
 from .paths import EDM
 from .predictions import DATA_STD, Denoiser, rows, unit
 from .solvers import Callback, Noise

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
+from ..core.labels import choose_labels, labels_of
 from ..core.model import Losses, Model
 from ..nn.dit import DiTConfig
 from ..nn.ncsnpp import NCSNppConfig
 from ..nn.unet import UNetConfig
 from .grids import GRIDS, levels
-from .model import DenoisingModel, choose, choose_labels, choose_solver, evaluating, labels_of, noisy, refuse
+from .model import DenoisingModel, choose, choose_solver, evaluating, noisy, refuse
 from .pairs import PairPool, trajectory
 from .paths import Path
 from .predictions import Denoiser, rows

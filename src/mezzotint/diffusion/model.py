@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
-from ..core.errors import ConfigError, DataError, suggest
+from ..core.errors import ConfigError, suggest
+from ..core.labels import choose_labels, given_labels, labels_of
 from ..core.model import Losses, Model
 from ..nn.dit import DiTConfig
 from ..nn.ncsnpp import NCSNppConfig
@@ -292,15 +293,6 @@ class DenoisingModel(Model):
         return asked
 
 
-def labels_of(batch: Batch, classes: int) -> Tensor | None:
-    """A batch's labels for a model of so many classes; None for none. Raises `DataError` where they are missing."""
-    if not classes:
-        return None
-    if batch.labels is None:
-        raise DataError("this model learns from labels, and these pictures have none")
-    return batch.labels
-
-
 def told(config: DenoisingConfig, labels: Tensor | None) -> None:
     """Raises `ConfigError` where the labels of pictures are missing, and were never hidden while the model learned."""
     if config.classes and labels is None and not config.label_dropout:
@@ -313,24 +305,6 @@ def known_labels(config: DenoisingConfig, labels: Tensor | Sequence[int] | None,
         told(config, labels)
         return None
     return given_labels(len(x), labels, config.classes, x.device)
-
-
-def choose_labels(n: int, labels: Tensor | Sequence[int] | None, classes: int, random: PictureRandom) -> Tensor | None:
-    """The labels of n pictures to sample, drawn where none are given; None without classes. Raises `ConfigError`."""
-    drawn = random.integers(0, classes) if classes else None  # also where they are given, so that the noise is the same
-    return drawn if labels is None else given_labels(n, labels, classes, random.device)
-
-
-def given_labels(n: int, labels: Tensor | Sequence[int], classes: int, device: torch.device) -> Tensor:
-    """The labels of n pictures that somebody names, (n,) on the device. Raises `ConfigError` where they do not fit."""
-    if not classes:
-        raise ConfigError("this model was trained without labels; leave labels away")
-    given = torch.as_tensor(labels, dtype=torch.long, device="cpu")  # to look at them without waiting
-    if given.shape != (n,):
-        raise ConfigError(f"{n} pictures need {n} labels, got the shape {tuple(given.shape)}")
-    if n and not 0 <= int(given.min()) <= int(given.max()) < classes:
-        raise ConfigError(f"labels are numbers from 0 to {classes - 1}, got {sorted(set(given.tolist()))}")
-    return given.to(device)
 
 
 def noisy(x: Tensor, n: Tensor, at: Coefficients) -> Tensor:
