@@ -104,7 +104,7 @@ class GaussianPixels(Likelihood):
 
     def log_prob(self, numbers: Tensor, images: Tensor) -> Tensor:
         """Sum of -(x - mu)^2 / (2 sigma^2) - ln sigma - ln(2 pi) / 2, (B,)."""
-        std = torch.as_tensor(self.std(), device=numbers.device)
+        std = torch.as_tensor(self.std(), dtype=images.dtype, device=numbers.device)
         return -(0.5 * (((images - numbers) / std) ** 2 + LOG_2PI) + std.log()).flatten(1).sum(1)
 
     def mean(self, numbers: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class DiscretisedLogistics(Likelihood):
     """
 
     pixels = "levels"
-    LEAST = -7.0  # of ln s
+    LEAST, MOST = -7.0, 20.0  # of ln s; far beyond, 1 / s would be 0, and so a level's chance
 
     def __init__(self, channels: int, mixtures: int = 5) -> None:
         super().__init__(channels)
@@ -151,7 +151,7 @@ class DiscretisedLogistics(Likelihood):
         """ln pi (B, K, H, W), mu and ln s (B, C, K, H, W), shifts (B, C (C - 1) / 2, K, H, W)."""
         k, c = self.mixtures, self.channels
         weights, means, scales, shifts = numbers.split([k, c * k, c * k, k * (c * (c - 1) // 2)], 1)
-        log_scales = scales.unflatten(1, (c, k)).clamp_min(self.LEAST)
+        log_scales = scales.unflatten(1, (c, k)).clamp(self.LEAST, self.MOST)
         pairs = torch.tanh(shifts).unflatten(1, (-1, k)) if c > 1 else shifts
         return weights.log_softmax(1), means.unflatten(1, (c, k)), log_scales, pairs
 
@@ -179,15 +179,21 @@ class DiscretisedLogistics(Likelihood):
         return torch.logsumexp(log_weights + log_probs.sum(1), 1).flatten(1).sum(1)
 
     def mean(self, numbers: Tensor) -> Tensor:
-        """Sum of pi_k mu_k, each channel's mean taken for what the next one is shifted by, within [-1, 1]."""
-        log_weights, means, _, shifts = self._parts(numbers)
-        weights, levels = log_weights.exp(), torch.zeros_like(means[:, :, 0])  # (B, K, H, W), (B, C, H, W)
-        for channel in range(self.channels):
-            shifted = self._shifted(means, shifts, levels)[:, channel]
-            levels = levels.index_copy(
-                1, torch.tensor([channel], device=levels.device), (weights * shifted).sum(1, keepdim=True).clamp(-1, 1)
-            )
-        return levels
+        """E[x | z] but for the rounding to levels, within [-1, 1].
+
+        Of a logistic whose tails are laid on the edges, -1 + the integral of 1 - F over [-1, 1], which is
+        -1 + s [softplus((1 + mu) / s) - softplus((mu - 1) / s)]; component by component, as a channel is shifted by
+        what the same component says of those before it (by its mean, which is exact but for what the edges bend).
+        """
+        log_weights, means, log_scales, shifts = self._parts(numbers)
+        expected: list[Tensor] = []  # of each channel, (B, K, H, W)
+        for channel, pairs in zip(range(self.channels), ((), (0,), (1, 2))):
+            mean = means[:, channel]
+            for pair, before in zip(pairs, expected):
+                mean = mean + shifts[:, pair] * before
+            s = log_scales[:, channel].exp()
+            expected.append((s * (F.softplus((1 + mean) / s) - F.softplus((mean - 1) / s)) - 1).clamp(-1, 1))
+        return (log_weights.exp()[:, None] * torch.stack(expected, 1)).sum(2).clamp(-1, 1)
 
     def draw(self, numbers: Tensor, random: PictureRandom) -> Tensor:
         """One of the 256 levels for each channel of each pixel."""
