@@ -137,16 +137,17 @@ class TopDownModel(VariationalModel):
         kl     given one draw of the groups above (picture k with seed k), which is right on average, (B, D)
         """
         seen = self.recognise(Batch(images))
-        draws = Draws(PictureRandom(range(len(images)), images.device))
-        still = self.descend(len(images), draws, seen, temperature=0.0)[1]
-        drawn = self.descend(len(images), draws, seen)[1]
-        return Latents(
-            torch.cat([group.z.flatten(1) for group in still], 1), torch.cat([group.kl.flatten(1) for group in drawn], 1)
-        )
+        still = self.descend(len(images), _draws(images), seen, temperature=0.0)[1]
+        drawn = self.descend(len(images), _draws(images), seen)[1]
+        means, kl = [group.z.flatten(1) for group in still], [group.kl.flatten(1) for group in drawn]
+        return Latents(torch.cat(means, 1), torch.cat(kl, 1))
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
         """E[x | z] of z without noise, (B, C, H, W) in [-1, 1]."""
         seen = self.recognise(Batch(images))
-        draws = Draws(PictureRandom(range(len(images)), images.device))
-        return self.likelihood.mean(self.descend(len(images), draws, seen, temperature=0.0)[0])
+        return self.likelihood.mean(self.descend(len(images), _draws(images), seen, temperature=0.0)[0])
+
+
+def _draws(images: Tensor) -> Draws:
+    return Draws(PictureRandom(range(len(images)), images.device))
