@@ -18,6 +18,7 @@ from .likelihoods import Likelihood
 from .objectives import ImportanceWeighted, Inferred, ObjectiveConfig
 
 CHUNK = 50  # draws of z that go through the decoder together where a bound takes many
+PICTURES = 20  # of which draws go through together then
 
 
 class Draws:
@@ -81,13 +82,19 @@ class VariationalModel(Model):
         images   (B, C, H, W), pixels as the likelihood knows them
         seeds    of the draws: picture k has seed k
         samples  K. 1: the evidence lower bound with the KL in closed form wherever there is one; with thousands, an
-                 estimate of ln p(x) that is too small on average by little. Memory does not grow with K
+                 estimate of ln p(x) that is too small on average by little. Memory does not grow with K, nor
+                 then with B
 
         Raises `ConfigError` for K below 1.
         """
         if samples < 1:
             raise ConfigError(f"a bound takes at least 1 sample of z, not {samples}")
-        batch, random = Batch(images), PictureRandom(picture_seeds(len(images), seeds), images.device)
+        seeds = picture_seeds(len(images), seeds)
+        if samples > 1 and len(images) > PICTURES:
+            starts = range(0, len(images), PICTURES)
+            parts = [(images[k : k + PICTURES], seeds[k : k + PICTURES]) for k in starts]
+            return torch.cat([self.elbo(part, seeds=its, samples=samples) for part, its in parts])
+        batch, random = Batch(images), PictureRandom(seeds, images.device)
         if samples == 1:
             many, seen, draws = self._repeated(batch, random, 1)
             return self.infer(many, seen, draws).elbo
@@ -123,8 +130,14 @@ class VariationalModel(Model):
         if temperature < 0:
             raise ConfigError(f"a temperature is 0 or more, not {temperature}")
         random = PictureRandom(picture_seeds(n, seeds), self.device)
-        numbers = self.generate(n, Draws(random), temperature)
+        numbers = self._asked(n, Draws(random), temperature, labels, source)
         return self.likelihood.mean(numbers) if pixels == "mean" else self.likelihood.draw(numbers, random)
+
+    def _asked(
+        self, n: int, draws: Draws, temperature: float, labels: Tensor | None, source: Tensor | None
+    ) -> Tensor:  # fmt: skip
+        """The numbers for the pixels of what `sample` was asked for, where labels or a source may say more of it."""
+        return self.generate(n, draws, temperature)
 
     def _repeated(self, batch: Batch, random: PictureRandom, times: int) -> tuple[Batch, tuple[Tensor, ...], Draws]:
         """The batch and what is seen in it, each row `times` times in a row."""
