@@ -1,0 +1,180 @@
+"""Codes in groups, drawn one after the other from the coarsest to the finest: what VDVAE and NVAE do alike."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.batch import Batch, PictureRandom, picture_seeds
+from ..core.errors import ConfigError
+from .gaussian import Gaussian
+from .likelihoods import Likelihood
+from .model import Draws, Latents, VariationalModel, refuse_doubly
+from .objectives import Inferred, ObjectiveConfig
+
+
+class Choose(Protocol):
+    """Which z_l to go on with."""
+
+    def __call__(self, group: int, prior: Gaussian, posterior: Gaussian | None) -> Tensor:
+        """z_l, of the prior's shape, given p(z_l | z_<l) and, where a picture is seen, q(z_l | z_<l, x)."""
+
+
+class GroupedModel(VariationalModel):
+    """p(z) = prod_l p(z_l | z_<l) and q(z | x) = prod_l q(z_l | z_<l, x), each group a map of Gaussians.
+
+    Both go down the same network, so that the bound is
+
+        E_q[ln p(x | z)] - sum_l E_q[KL(q(z_l | z_<l, x) || p(z_l | z_<l))]      (survey, eq. 29-31)
+
+    with each KL in closed form. A subclass says how one goes down (`descend`), given which z is taken in each group.
+
+    shapes  of the groups from the first that is drawn to the last, (channels, height, width)
+    """
+
+    shapes: list[tuple[int, int, int]]
+
+    def __init__(self, likelihood: Likelihood, objective: ObjectiveConfig) -> None:
+        super().__init__(likelihood, objective)
+        refuse_doubly(objective, "a model whose codes are drawn in groups")
+
+    @abstractmethod
+    def descend(self, rows: int, seen: tuple[Tensor, ...] | None, choose: Choose) -> Tensor:
+        """Numbers for the pixels of so many pictures, (rows, outputs, H, W); `seen` None: nothing but priors."""
+
+    @property
+    def groups(self) -> int:
+        """L."""
+        return len(self.shapes)
+
+    def infer(self, batch: Batch, seen: tuple[Tensor, ...], draws: Draws) -> Inferred:
+        """One z each; the KL of each group in closed form, given the groups above it as they were drawn."""
+        noise, kl, log_ratio = self._split(draws.normal(self._width)), [], []
+
+        def choose(group: int, prior: Gaussian, posterior: Gaussian | None) -> Tensor:
+            assert posterior is not None
+            z = posterior.at(noise[group])
+            kl.append(posterior.kl(prior).flatten(1).sum(1))
+            log_ratio.append(prior.log_prob(z) - posterior.log_prob(z))
+            return z
+
+        numbers = self.descend(len(seen[0]), seen, choose)
+        log_likelihood = self.likelihood.log_prob(numbers, batch.images)
+        return Inferred(log_likelihood, torch.stack(kl, 1), torch.stack(log_ratio, 1).sum(1))
+
+    def generate(self, n: int, draws: Draws, temperature: float = 1.0, layers: int | None = None) -> Tensor:
+        """Numbers for the pixels, (n, outputs, H, W).
+
+        temperature  of the standard deviations of every prior
+        layers       so many groups are drawn, from the first; the others are at the mean of their prior given those
+                     above. None: all are drawn
+        """
+        noise = self._split(draws.normal(self._width))
+        drawn = self.groups if layers is None else layers
+
+        def choose(group: int, prior: Gaussian, posterior: Gaussian | None) -> Tensor:
+            return prior.at(noise[group], temperature) if group < drawn else prior.mean
+
+        return self.descend(n, None, choose)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        captions: list[str] | None = None,
+        source: Tensor | None = None,
+        mask: Tensor | None = None,
+        seeds: int | Sequence[int] = 0,
+        temperature: float = 1.0,
+        pixels: str = "mean",
+        layers: int | None = None,
+    ) -> Tensor:
+        """n pictures in [-1, 1] of z from the prior.
+
+        temperature  of the prior's standard deviations
+        pixels       "mean": E[x | z], as most papers show; "drawn": x from p(x | z), the model's own pictures
+        layers       how many groups of z are drawn, 0 to all; those below are at the mean of their prior, given the
+                     groups above. The same seed with more layers is the same picture with finer chance. None: all
+
+        Raises `ConfigError` for another kind of pixels, a temperature below 0, or more layers than there are.
+        """
+        if layers is None:
+            return super().sample(n, seeds=seeds, temperature=temperature, pixels=pixels)
+        if not 0 <= layers <= self.groups:
+            raise ConfigError(f"this model draws z in {self.groups} groups; layers is one of 0 ... {self.groups}")
+        if pixels not in ("mean", "drawn"):
+            raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
+        if temperature < 0:
+            raise ConfigError(f"a temperature is 0 or more, not {temperature}")
+        random = PictureRandom(picture_seeds(n, seeds), self.device)
+        numbers = self.generate(n, Draws(random), temperature, layers)
+        return self.likelihood.mean(numbers) if pixels == "mean" else self.likelihood.draw(numbers, random)
+
+    def latents(self, images: Tensor) -> Latents:
+        """For the diagnosis of collapse: a dimension is a channel of a group, (B, sum of channels).
+
+        The means are over the positions of the channel's map, the KL summed over them. Each group is seen given the
+        posterior means of the groups above it.
+        """
+        means, kl = [], []
+
+        def choose(group: int, prior: Gaussian, posterior: Gaussian | None) -> Tensor:
+            assert posterior is not None
+            means.append(posterior.mean.mean((2, 3)))
+            kl.append(posterior.kl(prior).sum((2, 3)))
+            return posterior.mean
+
+        self.descend(len(images), self.recognise(Batch(images)), choose)
+        return Latents(torch.cat(means, 1), torch.cat(kl, 1))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """The posterior mean of each group given those of the groups above, one after the other: (B, sum of sizes)."""
+        means: list[Tensor] = []
+
+        def choose(group: int, prior: Gaussian, posterior: Gaussian | None) -> Tensor:
+            assert posterior is not None
+            means.append(posterior.mean.flatten(1))
+            return posterior.mean
+
+        self.descend(len(images), self.recognise(Batch(images)), choose)
+        return torch.cat(means, 1)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """E[x | z], (B, C, H, W) in [-1, 1]."""
+        z = self._split(codes)
+        return self.likelihood.mean(self.descend(len(codes), None, lambda group, prior, posterior: z[group]))
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """E[x | posterior means], (B, C, H, W) in [-1, 1]."""
+        return self.decode(self.encode(images))
+
+    @property
+    def _width(self) -> int:
+        """Numbers in all groups."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def _split(self, flat: Tensor) -> list[Tensor]:
+        """The groups of (B, sum of sizes)."""
+        parts = flat.split([math.prod(shape) for shape in self.shapes], 1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes)]
+
+
+def halved(size: int, rate: int = 2) -> int:
+    """A size after pooling; what does not fill a window is a window of its own."""
+    return -(-size // rate)
+
+
+def enlarged(x: Tensor, size: int) -> Tensor:
+    """Each pixel repeated in a square, and what is beyond `size` cut away: (B, C, size, size); undoes `halved`."""
+    rate = halved(size, x.shape[-1])
+    x = x.repeat_interleave(rate, 2).repeat_interleave(rate, 3) if rate > 1 else x
+    return x[:, :, :size, :size]
