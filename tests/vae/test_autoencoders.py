@@ -314,7 +314,9 @@ def test_with_independent_pixels_theorem_1_holds_for_the_networks_own_likelihood
     logits = torch.logit(chances) + STATES.flatten(1).double() * math.log((1 - level / 2) / (level / 2))
     model = chain_of(logits.view(16, 1, 2, 2), Bernoulli(1), level)
     error = (stationary(transitions(model)) - data).abs().max()
-    truth("generative-dae", "stationary distribution of a Bernoulli decoder", "data of independent pixels", error, 1e-12)
+    truth(
+        "generative-dae", "stationary distribution of a Bernoulli decoder", "data of independent pixels", error, 1e-12
+    )
 
 
 def test_what_independent_pixels_cost_falls_with_the_corruption():
