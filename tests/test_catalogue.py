@@ -43,6 +43,11 @@ def quickly(model: mz.Model) -> dict:
     return {"steps": 4} if getattr(model.config, "steps", 0) > 4 else {}
 
 
+def begins(model: mz.Model) -> bool:
+    """Whether it draws from given pictures: of a second set, or those of which it sees a part."""
+    return model.identity.data.source or model.completes
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_parameter_of_every_player_receives_a_gradient(name, batch):
     pictures, spec = batch
@@ -94,7 +99,7 @@ def test_samples_have_the_shape_and_range_of_pictures(name, batch):
     leave_zero(model)
     labels = torch.tensor([3, 1, 2]) if model.classes else None
     given = quickly(model)
-    if model.identity.data.source:
+    if begins(model):
         given["source"] = pictures.source[5:8]
     images = model.sample(3, labels=labels, seeds=5, **given)
     assert images.shape == (3, spec.channels, spec.image_size, spec.image_size)
@@ -117,7 +122,7 @@ def test_a_saved_model_draws_the_same_pictures(name, batch, tmp_path):
     if isinstance(model, Samples):
         labels = torch.tensor([0, 1]) if model.classes else None
         given = quickly(model)
-        if model.identity.data.source:
+        if begins(model):
             given["source"] = pictures.source[:2]
         assert torch.equal(again.sample(2, labels=labels, **given), model.sample(2, labels=labels, **given))
     else:

@@ -168,7 +168,9 @@ def sample(
     label: Annotated[
         str | None, typer.Option(help="A class, by name or number; all in turn where none is named.")
     ] = None,
-    source: Annotated[str | None, typer.Option(help="Set whose test pictures it begins from; as for train.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Set whose test pictures it begins from, or completes; as --data of train.")
+    ] = None,
     steps: Steps = None,
     solver: Solver = None,
     grid: Grid = None,
@@ -466,13 +468,14 @@ def _labels(model: Model, n: int, label: str | None) -> Any:
 
 
 def _begin(model: Model, n: int, source: str | None) -> Any:
-    """The n test pictures from which a model of two sets begins, (n, C, H, W); None for other models."""
-    if model.identity is None or not model.identity.data.source:
+    """The n test pictures from which a model of two sets begins, or of which it sees a part, (n, C, H, W), or None."""
+    if model.identity is None or not (model.identity.data.source or model.completes):
         if source is not None:
             raise ConfigError(f"{_name(model)} begins from noise, so --source means nothing to it")
         return None
     if source is None:
-        raise ConfigError(f"{_name(model)} begins from pictures of a second set; name it with --source")
+        begins = "sees a part of pictures of some set" if model.completes else "begins from pictures of a second set"
+        raise ConfigError(f"{_name(model)} {begins}; name it with --source")
     from .data import open_pictures, spread_over
 
     spec = model.identity.data

@@ -32,6 +32,8 @@ def settings_of(name: str, directory: Path) -> RunSettings:
     config = configure(system, PictureSpec(8, 1, () if paired else ("a", "b"), source=paired))[last]
     if getattr(config, "steps", 0) > 4:
         changes[f"{last}:steps"] = "4"  # of the solver
+    if getattr(config, "labelled", 0):
+        changes[f"{last}:labelled"] = "6"
     return RunSettings(
         name, str(directory / ("plain" if paired else "labelled")),
         source=str(directory / "labelled") if paired else None, image_size=8, budget=Budget(pictures=96),
@@ -48,7 +50,7 @@ def run(name: str, directory: Path, accelerator: Accelerator) -> None:
         shard = (accelerator.process_index, accelerator.num_processes)
         source = (
             open_pictures("fashion/sneaker", image_size=8).batch(range(11)).images
-            if model.identity.data.source
+            if model.identity.data.source or model.completes
             else None
         )
         mine = draw(model, 11, seeds=2, batch_size=3, shard=shard, source=source)

@@ -26,17 +26,36 @@ class PictureSpec(Config):
     source: bool = False  # whether each comes with a picture of another set, to be transported from there
 
 
+@dataclass(frozen=True)
+class FewLabels:
+    """That a model looks at the labels of only some training pictures, and how often it is shown these.
+
+    count  pictures whose labels are looked at: equally many of each class, which ones is a function of the run's seed
+    every  one picture in so many is one of them; 1: no others are shown
+    """
+
+    count: int
+    every: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("count", "every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} of labelled pictures must be at least 1, not {getattr(self, name)}")
+
+
 @dataclass
 class Batch:
     """Pictures and what is known of them.
 
     images    (B, C, H, W) float32 in [-1, 1]; video (B, C, T, H, W)
-    labels    (B,) int64
+    labels    (B,) int64; -1 where it is not to be looked at (`FewLabels`)
     captions  B sentences
     source    a picture to begin from or to condition on: of another set, low-resolution, grey, masked, segmentation
     mask      (B, 1, H, W), 1 where the pixel is known
     seeds     one integer per picture: all random numbers of its loss come from it, so that
               the loss of a batch does not depend on how it is split over processes
+    weights   (B,), by which the loss of each picture counts where some are shown more often than others: the mean of
+              weighted losses is that over the whole set. None: all count alike
     """
 
     images: Tensor
@@ -45,6 +64,7 @@ class Batch:
     source: Tensor | None = None
     mask: Tensor | None = None
     seeds: Sequence[int] | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from .batch import Batch
+from .batch import Batch, FewLabels
 from .config import Config
 from .likelihood import Pixels
 
@@ -39,6 +39,9 @@ class Model(nn.Module, ABC):
     density: bool = False  # whether `log_prob` is of a density over [-1, 1], which grey levels have only dequantised
     pixels: Pixels | None = None  # what it must be shown of a grey level, where its likelihood says so
     likelihood_n: int | None = None  # pictures on which a slow likelihood is measured if none are asked for; None: all
+    dims: int | None = None  # numbers of a picture that its likelihood is of; None: all
+    few_labels: FewLabels | None = None  # of which training pictures it is told the labels; None: of all
+    completes: bool = False  # whether `sample` takes whole pictures as `source`, looks at a part, and draws the rest
 
     @abstractmethod
     def forward(self, batch: Batch, player: str = "model") -> Losses:
@@ -54,6 +57,10 @@ class Model(nn.Module, ABC):
 
     def after_step(self, step: int) -> None:
         """Codebook averages, weight clipping, growing, annealing; called when all turns are done."""
+
+    def target(self, images: Tensor) -> Tensor:
+        """What its samples are to be like, of real pictures: these, unless it draws something else of them."""
+        return images
 
     @property
     def device(self) -> torch.device:

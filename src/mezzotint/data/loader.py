@@ -98,7 +98,7 @@ class Loader:
         random = PictureRandom([fold(seed, AUGMENTATION) for seed in seeds])
         images = self._shown(rows.levels, random)
         source = None if rows.source is None else self._shown(rows.source, random)
-        return Batch(images, rows.labels, rows.captions, source, seeds=seeds)
+        return Batch(images, rows.labels, rows.captions, source, seeds=seeds, weights=rows.weights)
 
     def _shown(self, levels: Tensor, random: PictureRandom) -> Tensor:
         if self.flip:

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.batch import Batch, PictureSpec, fold
-from ..core.errors import DataError
+from ..core.batch import Batch, FewLabels, PictureSpec, fold
+from ..core.errors import ConfigError, DataError
 from .decode import Damaged, Framing
 from .reading import Damage, Entry, Listing, decode_all, probe_all, workers
 
 MEMORY_LIMIT = 2 << 30  # bytes; a larger decoded set is not kept in memory
+CHOICE = 2  # sets the choice of labelled pictures apart from other uses of a run's seed
 STREAM_TRIAL = 200  # pictures of a stream before which a few damaged ones are not yet too many
 
 
@@ -34,6 +35,7 @@ class Rows:
     labels: Tensor | None = None  # (B,) int64
     captions: list[str] | None = None
     source: Tensor | None = None  # (B, C, H, W) uint8, pictures of another set
+    weights: Tensor | None = None  # (B,) float32, by which the loss of each counts
 
 
 def scale(levels: Tensor) -> Tensor:
@@ -109,26 +111,34 @@ class Pictures(ABC):
         return decoded
 
 
+class Permutations:
+    """One random permutation of 0, ..., n - 1 after another, without a seam between them."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n = n
+        self.seed = seed
+        self._permutations: dict[int, Tensor] = {}  # of this epoch and the one before
+
+    def __getitem__(self, place: int) -> int:
+        """The number at this place of the endless sequence."""
+        epoch, within = divmod(place, self.n)
+        if epoch not in self._permutations:
+            generator = torch.Generator().manual_seed(fold(self.seed, epoch))
+            kept = {old: order for old, order in self._permutations.items() if old == epoch - 1}
+            self._permutations = {**kept, epoch: torch.randperm(self.n, generator=generator)}
+        return int(self._permutations[epoch][within])
+
+
 class Shuffled:
     """One random permutation of the whole set after another, without a seam between them."""
 
     def __init__(self, pictures: Pictures, seed: int) -> None:
         self.pictures = pictures
-        self.seed = seed
-        self._permutations: dict[int, Tensor] = {}  # of this epoch and the one before
+        self._sequence = Permutations(len(pictures), seed)
 
     def rows(self, start: int, stop: int, mine: Sequence[int]) -> Rows:
         """Of the pictures start, ..., stop - 1 of the sequence those at the places `mine`, 0 being `start`."""
-        n = len(self.pictures)
-        places = [divmod(start + row, n) for row in mine]
-        return self.pictures.rows([int(self._permutation(epoch)[place]) for epoch, place in places])
-
-    def _permutation(self, epoch: int) -> Tensor:
-        if epoch not in self._permutations:
-            generator = torch.Generator().manual_seed(fold(self.seed, epoch))
-            kept = {old: order for old, order in self._permutations.items() if old == epoch - 1}
-            self._permutations = {**kept, epoch: torch.randperm(len(self.pictures), generator=generator)}
-        return self._permutations[epoch]
+        return self.pictures.rows([self._sequence[start + row] for row in mine])
 
 
 class InMemory(Pictures):
@@ -237,6 +247,96 @@ class SideBySide:
         """Of the pictures start, ..., stop - 1 of both sequences those at the places `mine`, 0 being `start`."""
         rows = self.pictures.rows(start, stop, mine)
         return replace(rows, source=self.sources.rows(start, stop, mine).levels)
+
+
+class PartlyLabelled(Pictures):
+    """A set of which only some labels may be looked at, equally many of each class; all others are -1.
+
+    Training goes through labelled and other pictures in random orders of their own, and meets a labelled one at every
+    `few.every`-th place. `Rows.weights` makes up for it: with N_l labelled pictures of N, they are (N_l / N) every and
+    (1 - N_l / N) every / (every - 1), so that the mean of weight times f over the sequence is the mean of f over the
+    set. Where none but labelled pictures are shown, there are no weights.
+
+    few   how many, and how often they are shown
+    seed  of the choice; an order with the same seed is independent of it
+
+    Raises `DataError` without labels, `ConfigError` where there are fewer pictures of a class than asked for.
+    """
+
+    def __init__(self, pictures: Pictures, few: FewLabels, seed: int) -> None:
+        super().__init__(pictures.name, pictures.split, pictures.spec, pictures.skipped)
+        if pictures.labels is None:
+            why = "is read as a stream; copy it into a folder" if pictures.spec.classes else "has no labels"
+            raise DataError(f"some labelled pictures are to be chosen beforehand, and {pictures.name} {why}")
+        self.pictures = pictures
+        self.cached = pictures.cached
+        chosen = choose_evenly(pictures.labels, len(pictures.spec.classes), few.count, fold(seed, CHOICE))
+        self.known = torch.zeros(len(pictures), dtype=torch.bool)
+        self.known[chosen] = True
+        self.every = 1 if self.known.all() else few.every
+        self.labels = torch.where(self.known, pictures.labels, -1)
+
+    def __len__(self) -> int:
+        """The number of pictures, labelled or not."""
+        return len(self.pictures)
+
+    def rows(self, indices: Sequence[int] | Tensor) -> Rows:
+        """The grey levels, captions and sources of these pictures; labels where they may be looked at."""
+        rows = self.pictures.rows(indices)
+        assert rows.labels is not None
+        return replace(rows, labels=torch.where(self.known[torch.as_tensor(indices)], rows.labels, -1))
+
+    def order(self, seed: int) -> Order:
+        """The order in which a training run with this seed sees the pictures."""
+        return Mixed(self, seed)
+
+
+class Mixed:
+    """Labelled pictures at every so-manieth place, others between them, each in permutations of their own."""
+
+    def __init__(self, pictures: PartlyLabelled, seed: int) -> None:
+        self.pictures = pictures
+        self._known, self._others = (part.nonzero().flatten() for part in (pictures.known, ~pictures.known))
+        self._known_order = Permutations(len(self._known), fold(seed, CHOICE, 1))
+        self._other_order = Permutations(len(self._others), seed)
+
+    def rows(self, start: int, stop: int, mine: Sequence[int]) -> Rows:
+        """Of the pictures start, ..., stop - 1 of the sequence those at the places `mine`, 0 being `start`."""
+        every, places = self.pictures.every, [start + row for row in mine]
+        rows = self.pictures.rows([self._at(place) for place in places])
+        if every == 1:
+            return rows
+        share = len(self._known) / len(self.pictures)
+        known, other = share * every, (1 - share) * every / (every - 1)
+        return replace(rows, weights=torch.tensor([other if place % every else known for place in places]))
+
+    def _at(self, place: int) -> int:
+        group, within = divmod(place, self.pictures.every)
+        if within == 0:
+            return int(self._known[self._known_order[group]])
+        return int(self._others[self._other_order[group * (self.pictures.every - 1) + within - 1]])
+
+
+def choose_evenly(labels: Tensor, classes: int, count: int, seed: int) -> Tensor:
+    """Indices of `count` random pictures, equally many of each class, (count,); what is left goes to random classes.
+
+    Raises `ConfigError` where a class has too few, or there are fewer than one for each class.
+    """
+    if count < classes:
+        raise ConfigError(f"{count} labelled pictures are less than one of each of {classes} classes; ask for more")
+    generator = torch.Generator().manual_seed(seed)
+    shares = torch.full((classes,), count // classes)
+    shares[torch.randperm(classes, generator=generator)[: count % classes]] += 1
+    chosen: list[Tensor] = []
+    for label, share in enumerate(shares.tolist()):
+        places = (labels == label).nonzero().flatten()
+        if len(places) < share:
+            raise ConfigError(
+                f"{count} labelled pictures take {share} of each class, and there are {len(places)} of class {label};"
+                " ask for fewer"
+            )
+        chosen.append(places[torch.randperm(len(places), generator=generator)[:share]])
+    return torch.cat(chosen)
 
 
 class Stream(Protocol):

@@ -173,6 +173,9 @@ class Sampling:
             given["labels"] = self.labels(places)
         if self.model.identity is not None and self.model.identity.data.source:
             given["source"] = self.test.batch([k % len(self.test) for k in places]).source
+        elif self.model.completes:
+            shown = spread_over(len(self.test), self.n)
+            given["source"] = self.test.batch([shown[k % len(shown)] for k in places]).images
         return self.model.sample(len(places), seeds=[self.seeds + k for k in places], **given, **self.controls)
 
     def protocol(self) -> dict[str, Any]:
@@ -183,6 +186,8 @@ class Sampling:
         precision = current_precision(self.model.device)
         if isinstance(self.test, Transported):
             told["from"] = f"{self.test.sources.split} pictures of {self.test.sources.name}"
+        if self.model.completes:
+            told["from"] = f"what it sees of {self.test.split} pictures of {self.test.name}"
         return {"n": self.n, "seeds": seeds, **told, **self.controls, "precision": precision}
 
 
@@ -192,8 +197,8 @@ def _judge_samples(
     """The numbers of n samples, and what the report shows of them."""
     test, network = sampling.test, describe.network
     fake = describe(sampling.n, sampling.draw, progress)
-    real = _describe_real(test, sampling.n, describe)
-    yardstick = _describe_real(train, sampling.n, describe) if train is not None else None
+    real = _describe_real(sampling.model, test, sampling.n, describe)
+    yardstick = _describe_real(sampling.model, train, sampling.n, describe) if train is not None else None
     protocol = {
         **sampling.protocol(),
         "reference": f"{len(real.features)} {test.split} pictures of {test.name}",
@@ -228,9 +233,10 @@ def _recognised(test: Pictures, real: Described) -> float | None:
     return accuracy(real.guesses, test.labels[spread_over(len(test), len(real.guesses))])
 
 
-def _describe_real(pictures: Pictures, n: int, describe: Describer) -> Described:
+def _describe_real(model: Model, pictures: Pictures, n: int, describe: Describer) -> Described:
+    """What samples of the model should be like, of at most n real pictures."""
     chosen = spread_over(len(pictures), n)
-    return describe(len(chosen), lambda places: pictures.batch([chosen[k] for k in places]).images)
+    return describe(len(chosen), lambda places: model.target(pictures.batch([chosen[k] for k in places]).images))
 
 
 def compare(
@@ -256,8 +262,9 @@ def _memorisation(
     sampling: Sampling, train: Pictures, real: Described, fake: Described
 ) -> tuple[list[Number], Neighbours]:
     """How near samples and held-out pictures are to the training pictures, and the nearest ones to look at."""
-    chosen = spread_over(len(train), MOST_TRAINING)
-    known = torch.cat([thumbnails(train.batch(chosen[i : i + 1000]).images) for i in range(0, len(chosen), 1000)])
+    chosen, target = spread_over(len(train), MOST_TRAINING), sampling.model.target
+    parts = (chosen[i : i + 1000] for i in range(0, len(chosen), 1000))
+    known = torch.cat([thumbnails(target(train.batch(part).images)) for part in parts])
     samples, k = NEIGHBOURS_SHOWN
     found = nearest(fake.thumbnails, known, min(k, len(known)))
     memorised = memorisation(found.distances[:, 0], nearest(real.thumbnails, known).distances[:, 0])
@@ -271,7 +278,7 @@ def _memorisation(
     names = {"closer_than_test": memorised.closer, "distance_ratio": memorised.ratio, "copies": memorised.copies}
     numbers = [_number(name, name, Estimate(value, 0.0), protocol) for name, value in names.items()]
     rows = found.indices[:samples]  # (K, k)
-    beside = train.batch([chosen[i] for i in rows.flatten().tolist()]).images.unflatten(0, rows.shape)
+    beside = target(train.batch([chosen[i] for i in rows.flatten().tolist()]).images).unflatten(0, rows.shape)
     distances = found.distances[:samples] / known.shape[1] ** 0.5
     return numbers, Neighbours(fake.pictures[:samples], beside, distances)
 
@@ -288,6 +295,7 @@ def _likelihood(
         "reference": f"{test.split} pictures of {test.name}",
         "pixels": result.pixels,
         "value": "upper bound" if result.bound else "exact",
+        **({"of": f"{model.dims} numbers of each picture, given what it is shown"} if model.dims else {}),
         **{name: value for name, value in result.controls.items() if value is not None},
         "precision": "fp32",
     }

@@ -28,7 +28,7 @@ class BitsPerDim(NamedTuple):
     error: float  # standard error of the value, from the spread between pictures
     pixels: Pixels  # what the likelihood is of
     controls: dict[str, Any]  # how the model computed it: the options of its method, given or not
-    dims: int  # D = C * H * W
+    dims: int  # D = C * H * W, or what of it the likelihood is of (`Model.dims`)
 
     @property
     def nats(self) -> tuple[float, float]:
@@ -75,7 +75,7 @@ def mean_bits_per_dim(
     values: list[Tensor] = []
     pictures, dims = 0, 1
     for images in batches:
-        dims = images[0].numel()
+        dims = getattr(model, "dims", None) or images[0].numel()
         seeds = list(range(seed + pictures, seed + pictures + len(images)))
         shown = PIXELS[pixels](to_levels(images.cpu()), PictureRandom(seeds)).to(device)
         with full_precision(device):

@@ -225,8 +225,11 @@ def _preview(
             if isinstance(model, Classifies) and batch.labels is not None:
                 hits = model.classify(batch.images).argmax(1) == batch.labels
                 numbers["held_out_accuracy"] = hits.float().mean().item()
-        if isinstance(model, Samples) and not (spec.source and held_out is None):
-            begin = held_out.source if held_out is not None else None
+        begins = spec.source or model.completes
+        if isinstance(model, Samples) and not (begins and held_out is None):
+            begin = None
+            if begins and held_out is not None:
+                begin = held_out.images if model.completes else held_out.source
             if not seconds_each:
                 began = time.monotonic()
                 model.sample(1, seeds=settings.seed, **_from(begin, 1))

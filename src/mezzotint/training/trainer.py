@@ -23,6 +23,7 @@ from ..core.model import Model
 from ..core.precision import autocast, resolve_precision
 from ..core.system import Recipe
 from ..data import Loader, Pictures
+from ..data.pictures import PartlyLabelled
 from .ema import MovingAverage
 from .guard import GradientGuard
 from .journal import Journal, Progress
@@ -101,6 +102,8 @@ class Trainer:
                 f" use a multiple of {world * recipe.accumulate}"
             )
         rank = self.accelerator.process_index
+        if self.model.few_labels is not None:
+            pictures = PartlyLabelled(pictures, self.model.few_labels, seed)
         options = {"seed": seed, "rank": rank, "world": world, "flip": recipe.flip, "pixels": recipe.pixels}
         self.loader = Loader(pictures, recipe.batch_size, **options)
         self.position = Position(seed=seed)
