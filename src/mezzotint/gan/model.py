@@ -1,0 +1,203 @@
+"""Two players: one draws pictures, the other tells them from real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core.batch import Batch, PictureRandom, picture_seeds
+from ..core.config import Config
+from ..core.errors import ConfigError
+from ..core.labels import choose_labels, labels_of
+from ..core.model import Losses, Model
+from .losses import LOSSES, smoothed
+from .networks import Conditioning, DCGANConfig, Discriminator, Generator, NetworkConfig, Verdict
+from .penalties import Clipping, NoPenalty, PenaltyConfig
+
+
+@dataclass(frozen=True)
+class GANConfig(Config):
+    """Networks, loss, penalty and condition, each independent of the others."""
+
+    image_size: int
+    channels: int = 1
+    classes: int = 0
+    latent: int = 64  # dimensions of z
+    prior: Literal["normal", "uniform"] = "normal"  # of z: N(0, I), or uniform on [-1, 1]
+    network: NetworkConfig = field(default_factory=DCGANConfig)
+    loss: Literal["saturating", "non-saturating", "wasserstein", "hinge", "least-squares", "relativistic"] = (
+        "non-saturating"
+    )
+    penalty: PenaltyConfig = field(default_factory=NoPenalty)
+    conditioning: Conditioning = "none"
+    critic_steps: int = 1  # of the discriminator for one of the generator
+    label_smoothing: float = 0.0  # the target of real pictures is one less this (Salimans et al. 2016)
+    noise: float = 0.0  # deviation of the noise on all pictures that the discriminator sees, at first
+    noise_steps: int = 0  # in which it falls to 0, in a line; 0: it stays
+    steps: int = 0  # of the generator, over which what is annealed runs its course
+
+    def __post_init__(self) -> None:
+        if (self.conditioning == "none") != (self.classes == 0):
+            raise ConfigError(
+                f"conditioning={self.conditioning} does not go with {self.classes} classes: a discriminator is told"
+                " classes if and only if there are some; set conditioning, or classes=0"
+            )
+        for name, least in (("latent", 1), ("critic_steps", 1), ("noise_steps", 0), ("steps", 0), ("noise", 0.0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(f"labels are smoothed by a share below 0.5, not by {self.label_smoothing}")
+        if self.label_smoothing and self.loss not in ("saturating", "non-saturating"):
+            raise ConfigError(f"the loss {self.loss} has no labels to smooth; set label_smoothing=0")
+
+
+class GAN(Model):
+    """A generator and a discriminator, who move in turns; see `losses.LOSSES` for what they want.
+
+    Logged of the discriminator: "score/real" and "score/fake", means of the scores, whose difference estimates W_1
+    where the loss is Wasserstein's; "right", the share of pictures that it tells apart (a half means that it cannot);
+    "penalty".
+
+    Source: Goodfellow et al. 2014 (arXiv 1406.2661), algorithm 1; survey, section 3, eq. 32-36, Box 3 and Box 4.
+    """
+
+    config: GANConfig
+    moves: Tensor
+
+    def __init__(self, config: GANConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        spectral = isinstance(c.network, DCGANConfig) and c.network.spectral
+        build = partial(c.network.generator, channels=c.channels, image_size=c.image_size)
+        self.generator: nn.Module = Generator(build, c.latent, c.classes)
+        look = partial(c.network.discriminator, image_size=c.image_size)
+        self.discriminator: nn.Module = Discriminator(look, c.channels, c.classes, c.conditioning, spectral)
+        self.register_buffer("moves", torch.zeros((), dtype=torch.int64))  # steps that were made
+
+    @property
+    def batch_statistics(self) -> bool:  # type: ignore[override]
+        """Whether the pictures of a batch see each other in training."""
+        return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules())
+
+    def players(self) -> dict[str, nn.Module]:
+        """Each with an optimizer of its own."""
+        return {"generator": self.generator, "discriminator": self.discriminator}
+
+    def turns(self, step: int) -> Sequence[str]:
+        """The discriminator moves first, `critic_steps` times."""
+        return ["discriminator"] * self.config.critic_steps + ["generator"]
+
+    def after_step(self, step: int) -> None:
+        """Hold the critic's weights where they are clipped; count the steps."""
+        if isinstance(self.config.penalty, Clipping):
+            self.config.penalty.clip(self.discriminator)
+        self.moves += 1
+
+    def forward(self, batch: Batch, player: str = "generator") -> Losses:
+        """The loss of a player on as many generated pictures as the batch has real ones."""
+        random = batch.random()
+        labels = labels_of(batch, self.config.classes)
+        return self.generators(batch, labels, random) if player == "generator" else self.discriminators(
+            batch, labels, random
+        )  # fmt: skip
+
+    def generators(self, batch: Batch, labels: Tensor | None, random: PictureRandom) -> Losses:
+        """What the generator minimises."""
+        loss = LOSSES[self.config.loss].generator
+        fake = self.judge(self.generator(self.draw(random), labels), labels, random)
+        real = fake.score
+        if self.config.loss == "relativistic":  # the others do not look at real pictures
+            real = self.judge(batch.images, labels, random).score
+        total = loss(real, fake.score).mean()
+        parts: dict[str, Tensor] = {}
+        if fake.classes is not None and labels is not None:
+            named = F.cross_entropy(fake.classes, labels)
+            total, parts = total + named, {"class/generator": named.detach()}
+        return Losses(total, parts)
+
+    def discriminators(self, batch: Batch, labels: Tensor | None, random: PictureRandom) -> Losses:
+        """What the discriminator minimises."""
+        c, x = self.config, batch.images
+        with torch.no_grad():
+            fake = self.generator(self.draw(random), labels)
+        judged_real, judged_fake = self.judge(x, labels, random), self.judge(fake, labels, random)
+        real_score, fake_score = judged_real.score, judged_fake.score
+        total = LOSSES[c.loss].discriminator(real_score, fake_score)
+        if c.label_smoothing:
+            total = total + smoothed(real_score, c.label_smoothing)
+        total = total.mean()
+        parts = {
+            "score/real": real_score.detach().mean(),
+            "score/fake": fake_score.detach().mean(),
+            "right": ((real_score > 0).float() + (fake_score < 0).float()).mean() / 2,
+        }
+        if judged_real.classes is not None and judged_fake.classes is not None and labels is not None:
+            named = F.cross_entropy(judged_real.classes, labels) + F.cross_entropy(judged_fake.classes, labels)
+            total = total + named
+            parts["class/discriminator"] = named.detach()
+        penalty = self.penalty(x, fake, labels, random)
+        if penalty is not None:
+            total = total + penalty
+            parts["penalty"] = penalty.detach()
+        return Losses(total, parts)
+
+    def penalty(self, real: Tensor, fake: Tensor, labels: Tensor | None, random: PictureRandom) -> Tensor | None:
+        """The penalty on the discriminator's slope, the mean over pictures; 0 at steps that are left out."""
+        penalty = self.config.penalty
+        if isinstance(penalty, (NoPenalty, Clipping)):
+            return None
+        mix = random.uniform()
+        if int(self.moves) % penalty.every:
+            return torch.zeros((), device=real.device)
+        value = penalty(lambda x: self.discriminator(x, labels).score, real, fake, mix, self.progress())
+        return None if value is None else penalty.every * value.mean()
+
+    def progress(self) -> Tensor:
+        """Share of the training that is done, as far as the config knows how long it lasts, ()."""
+        return (self.moves / max(self.config.steps, 1)).clamp(max=1.0)
+
+    def judge(self, x: Tensor, labels: Tensor | None, random: PictureRandom) -> Verdict:
+        """What the discriminator says of pictures, seen through noise where there is some."""
+        c = self.config
+        if c.noise:
+            left = (1 - self.moves / c.noise_steps).clamp(min=0.0) if c.noise_steps else 1.0
+            x = x + c.noise * left * random.normal(*x.shape[1:])
+        verdict: Verdict = self.discriminator(x, labels)
+        return verdict
+
+    def draw(self, random: PictureRandom) -> Tensor:
+        """z of the prior, (B, latent)."""
+        if self.config.prior == "uniform":
+            return 2 * random.uniform(self.config.latent) - 1
+        return random.normal(self.config.latent)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | Sequence[int] | None = None,
+        captions: list[str] | None = None,
+        source: Tensor | None = None,
+        mask: Tensor | None = None,
+        seeds: int | Sequence[int] = 0,
+    ) -> Tensor:
+        """n pictures in [-1, 1], (n, C, H, W) float32; picture k depends on seed k (and label k) alone.
+
+        Raises `ConfigError` for a label out of range.
+        """
+        random = PictureRandom(picture_seeds(n, seeds), self.device)
+        wanted = choose_labels(n, labels, self.config.classes, random)
+        training = self.training
+        self.eval()
+        try:
+            images: Tensor = self.generator(self.draw(random), wanted)
+        finally:
+            self.train(training)
+        return images.float().clamp(-1, 1)

@@ -1,0 +1,254 @@
+"""The chapter as code: a paper is a pair of networks, a loss, a penalty and a way to tell the class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..core.batch import PictureSpec
+from ..core.config import Config
+from ..core.model import Model
+from ..core.system import Optimizer, Paper, Recipe, Stage, System
+from .model import GAN, GANConfig
+from .networks import DCGANConfig, MLPConfig
+from .penalties import Clipping, GradientPenalty, Roth, ZeroCentred
+
+
+def _recipe(lr: float, betas: tuple[float, float], batch_size: int = 64, **choices: Any) -> Recipe:
+    """Adam for both players, at a constant rate, as nearly all GANs have it."""
+    optimizers = {"model": Optimizer("adam", lr=lr, betas=betas, clip=None)}
+    same: dict[str, Any] = {"warmup": 0, "decay": "constant", "ema_half_life": 10_000}
+    return Recipe(batch_size=batch_size, optimizers=optimizers, **{**same, **choices})
+
+
+SMALL_RECIPE = _recipe(4e-4, (0.5, 0.99))
+# Radford et al. 2015, section 4: batches of 128, Adam at 2e-4 with beta_1 0.5, no average
+DCGAN_RECIPE = _recipe(2e-4, (0.5, 0.999), 128, ema_half_life=0)
+# Gulrajani et al. 2017, algorithm 1 and appendix: batches of 64, Adam at 1e-4 with beta 0 and 0.9
+WGAN_GP_RECIPE = _recipe(1e-4, (0.0, 0.9), 64, ema_half_life=0)
+# Arjovsky et al. 2017, algorithm 1: RMSProp at 5e-5, which is Adam without its first moment
+WGAN_RECIPE = _recipe(5e-5, (0.0, 0.99), 64, ema_half_life=0)
+
+
+def _one_stage(
+    model: type[Model], sizes: Mapping[str, Callable[[PictureSpec], Config]], paper: Recipe = DCGAN_RECIPE,
+    small: Recipe = SMALL_RECIPE,
+) -> tuple[Stage, ...]:  # fmt: skip
+    """The stages of a system that is one model."""
+    return (Stage("model", model, sizes, {"small": small, "paper": paper}),)
+
+
+def small_networks(data: PictureSpec, **choices: Any) -> DCGANConfig:
+    """Convolutions down to a map of 7 or 8 pixels, or as far as the size can be halved; no normalisation."""
+    levels, size = 0, data.image_size
+    while size % 2 == 0 and size > 8:
+        levels, size = levels + 1, size // 2
+    same: dict[str, Any] = {"norm": "none", "critic_norm": "none", "std": None}
+    return DCGANConfig(channels=32, levels=max(levels, 1), **{**same, **choices})
+
+
+def published_networks(data: PictureSpec, **choices: Any) -> DCGANConfig:
+    """Radford et al. 2015, figure 1: from 4 x 4 x 1024 (at 64 pixels) to the picture."""
+    levels = max(1, data.image_size.bit_length() - 3) if data.image_size % 4 == 0 else 2
+    return DCGANConfig(channels=1024 // 2 ** (levels - 1) if levels < 5 else 64, levels=levels, **choices)
+
+
+def _gan(data: PictureSpec, network: Any, **choices: Any) -> GANConfig:
+    return GANConfig(data.image_size, data.channels, network=network, **choices)
+
+
+# 3: two players ------------------------------------------------------------------------------------------------------
+
+gan = System(
+    name="gan",
+    title="Generative adversarial network",
+    paper=Paper(
+        "Generative Adversarial Networks",
+        "Goodfellow, Pouget-Abadie, Mirza, Xu, Warde-Farley, Ozair, Courville, Bengio", 2014, "1406.2661",
+    ),
+    family="gan",
+    survey="section 3, eq. 32-36 and Box 3",
+    summary=(
+        "One network draws pictures out of noise, another one tells them from real ones, and each learns from the "
+        "other: a counterfeiter and a policeman. Here both are layers of neurons, as at first."
+    ),
+    stages=_one_stage(GAN, {
+        "small": lambda data: _gan(data, MLPConfig((256, 512))),
+        "paper": lambda data: _gan(
+            data, MLPConfig((1200, 1200), dropout=0.5), latent=100, prior="uniform"
+        ),
+    }, _recipe(2e-4, (0.5, 0.999), 100, ema_half_life=0)),
+)  # fmt: skip
+
+dcgan = System(
+    name="dcgan",
+    title="Deep convolutional GAN",
+    paper=Paper(
+        "Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks",
+        "Radford, Metz, Chintala", 2015, "1511.06434",
+    ),
+    family="gan",
+    survey="section 3, eq. 37, figures 14 and 15",
+    summary=(
+        "Strided convolutions in place of neurons, and batch normalisation in both networks: the architecture by which "
+        "GANs began to draw. Sums and differences of codes mean something."
+    ),
+    stages=_one_stage(GAN, {
+        "small": lambda data: _gan(data, small_networks(data, norm="batch", critic_norm="batch", std=0.02)),
+        "paper": lambda data: _gan(data, published_networks(data), latent=100, prior="uniform"),
+    }),
+)  # fmt: skip
+
+# 3.1: how they are trained --------------------------------------------------------------------------------------------
+
+instance_noise = System(
+    name="instance-noise",
+    title="GAN with instance noise",
+    paper=Paper(
+        "Towards Principled Methods for Training Generative Adversarial Networks", "Arjovsky, Bottou", 2017,
+        "1701.04862",
+    ),
+    family="gan",
+    survey="section 3.1, references [29, 33]",
+    summary=(
+        "Noise on all pictures that the discriminator sees, real or not, and less of it as training goes on: without "
+        "it the two kinds of pictures hardly meet anywhere, so that they can be told apart without learning anything."
+    ),
+    stages=_one_stage(GAN, {
+        "small": lambda data: _gan(data, small_networks(data), noise=0.5, noise_steps=1_000),
+        "paper": lambda data: _gan(
+            data, published_networks(data), latent=100, noise=0.1, noise_steps=100_000
+        ),
+    }),
+)  # fmt: skip
+
+roth_gan = System(
+    name="roth-gan",
+    title="GAN with the regulariser of Roth et al.",
+    paper=Paper(
+        "Stabilizing Training of Generative Adversarial Networks through Regularization",
+        "Roth, Lucchi, Nowozin, Hofmann", 2017, "1705.09367",
+    ),
+    family="gan",
+    survey="section 3.1, reference [34]",
+    summary=(
+        "What noise on all pictures does to the discriminator, worked out on paper: a penalty on its slope, strongest "
+        "where it is unsure. Nothing needs to be drawn, and the pictures stay sharp."
+    ),
+    stages=_one_stage(GAN, {
+        "small": lambda data: _gan(data, small_networks(data), penalty=Roth(gamma=0.5), steps=1_000),
+        "paper": lambda data: _gan(
+            data, published_networks(data), latent=100, penalty=Roth(gamma=2.0), steps=100_000
+        ),
+    }),
+)  # fmt: skip
+
+wgan = System(
+    name="wgan",
+    title="Wasserstein GAN",
+    paper=Paper("Wasserstein GAN", "Arjovsky, Chintala, Bottou", 2017, "1701.07875"),
+    family="gan",
+    survey="section 3.1, eq. 38 and figure 16",
+    summary=(
+        "A critic in place of a discriminator: its score may not change quickly, and the difference between real and "
+        "generated pictures estimates how far the generator is from the data. Its weights are clipped to hold it."
+    ),
+    stages=_one_stage(GAN, {
+        "small": lambda data: _gan(
+            data, small_networks(data), loss="wasserstein", penalty=Clipping(0.03), critic_steps=5
+        ),
+        "paper": lambda data: _gan(
+            data, published_networks(data), latent=100, loss="wasserstein", penalty=Clipping(0.01), critic_steps=5
+        ),
+    }, WGAN_RECIPE, _recipe(4e-4, (0.0, 0.9))),
+)  # fmt: skip
+
+wgan_gp = System(
+    name="wgan-gp",
+    title="Wasserstein GAN with gradient penalty",
+    paper=Paper(
+        "Improved Training of Wasserstein GANs", "Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville", 2017, "1704.00028"
+    ),
+    family="gan",
+    survey="section 3.1, Box 4",
+    summary=(
+        "The critic's slope is held near one by a penalty, between real and generated pictures, where it matters. "
+        "Nearly any pair of networks can be trained so."
+    ),
+    stages=_one_stage(GAN, {
+        "small": lambda data: _gan(
+            data, small_networks(data), loss="wasserstein", penalty=GradientPenalty(), critic_steps=5
+        ),
+        "paper": lambda data: _gan(
+            data, published_networks(data, critic_norm="none"), latent=128, loss="wasserstein",
+            penalty=GradientPenalty(), critic_steps=5,
+        ),
+    }, WGAN_GP_RECIPE, _recipe(5e-4, (0.0, 0.9))),
+)  # fmt: skip
+
+r1_gan = System(
+    name="r1-gan",
+    title="GAN with zero-centred gradient penalties",
+    paper=Paper(
+        "Which Training Methods for GANs do actually Converge?", "Mescheder, Geiger, Nowozin", 2018, "1801.04406"
+    ),
+    family="gan",
+    survey="section 3.1, eq. 39-41",
+    summary=(
+        "Where the pictures are right already, the discriminator should not push any more. So its slope at real "
+        "pictures costs something, and the two players come to rest instead of circling each other."
+    ),
+    stages=_one_stage(GAN, {
+        "small": lambda data: _gan(data, small_networks(data), penalty=ZeroCentred(gamma=1.0)),
+        "paper": lambda data: _gan(
+            data, published_networks(data, norm="none", critic_norm="none"), latent=256, penalty=ZeroCentred(gamma=10.0)
+        ),
+    }, _recipe(1e-4, (0.0, 0.99), 64, ema_half_life=44_300)),
+)  # fmt: skip
+
+# 3.2: telling the class -----------------------------------------------------------------------------------------------
+
+
+def _conditional(data: PictureSpec, network: Any, conditioning: Any, **choices: Any) -> GANConfig:
+    return _gan(data, network, classes=len(data.classes), conditioning=conditioning, **choices)
+
+
+cgan = System(
+    name="cgan",
+    title="Conditional GAN",
+    paper=Paper("Conditional Generative Adversarial Nets", "Mirza, Osindero", 2014, "1411.1784"),
+    family="gan",
+    survey="section 3.2, eq. 42 and figure 18",
+    summary="Both players are told the class: the generator beside its noise, the discriminator beside the picture.",
+    needs=frozenset({"labels"}),
+    stages=_one_stage(GAN, {
+        "small": lambda data: _conditional(data, small_networks(data), "concat", penalty=ZeroCentred(gamma=1.0)),
+        "paper": lambda data: _conditional(
+            data, MLPConfig((200, 1000, 1200), dropout=0.5), "concat", latent=100, prior="uniform"
+        ),
+    }, replace(DCGAN_RECIPE, batch_size=100)),
+)  # fmt: skip
+
+ac_gan = System(
+    name="ac-gan",
+    title="Auxiliary classifier GAN",
+    paper=Paper(
+        "Conditional Image Synthesis with Auxiliary Classifier GANs", "Odena, Olah, Shlens", 2016, "1610.09585"
+    ),
+    family="gan",
+    survey="section 3.2, eq. 43-45 and table I",
+    summary=(
+        "The discriminator is not told the class but names it, of real and of generated pictures, and the generator is "
+        "paid for pictures whose class is recognised."
+    ),
+    needs=frozenset({"labels"}),
+    stages=_one_stage(GAN, {
+        "small": lambda data: _conditional(data, small_networks(data), "auxiliary", penalty=ZeroCentred(gamma=1.0)),
+        "paper": lambda data: _conditional(data, published_networks(data), "auxiliary", latent=100),
+    }),
+)  # fmt: skip
+
+SYSTEMS: tuple[System, ...] = (
+    gan, dcgan, instance_noise, roth_gan, wgan, wgan_gp, r1_gan, cgan, ac_gan,
+)  # fmt: skip
