@@ -116,7 +116,7 @@ def dirac(loss: str, penalty=NoPenalty(), noise: float = 0.0, steps: int = 800, 
 def test_without_a_penalty_that_vanishes_the_smallest_gan_circles(loss, penalty):
     """Mescheder et al. 2018, lemma 2.3 and section 3: neither the plain losses nor WGAN-GP come to rest."""
     distance = dirac(loss, penalty)
-    assert distance[-1] > 0.6 * distance[400] > 0.3  # with a non-saturating loss it shrinks, but ever more slowly
+    assert distance[-1] > 0.6 * distance[400] > 0.2  # with a non-saturating loss it shrinks, but ever more slowly
 
 
 @pytest.mark.parametrize(
