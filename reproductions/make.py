@@ -12,7 +12,17 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PAGES = HERE.parent / "gallery" / "reproductions"
-SCRIPTS = ("table_6", "table_7", "table_11", "figure_52", "guidance", "samplers", "dit_scaling", "figure_69")
+SCRIPTS = (
+    "figure_7",
+    "table_6",
+    "table_7",
+    "table_11",
+    "figure_52",
+    "guidance",
+    "samplers",
+    "dit_scaling",
+    "figure_69",
+)
 
 
 def index() -> str:

@@ -1,0 +1,161 @@
+"""Figure 7: DRAW paints a picture step by step, and it becomes sharper on the way.
+
+    python reproductions/figure_7.py [--n 1000] [--likelihood-n 100]
+
+Writes the pictures while they are painted, as a strip and as an animation, with the attention in red; and measures
+how sharp they are, and how well they explain held-out pictures, after each step.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from harness import PAGES, Asked, arguments, equal, figure, gallery_run, pictures
+from PIL import ImageDraw
+from torch import Tensor
+
+import mezzotint as mz
+from mezzotint.core.batch import PictureRandom
+from mezzotint.data.grid import grid
+from mezzotint.data.loader import PIXELS
+from mezzotint.evaluation.features import to_levels
+from mezzotint.vae.draw import DRAW
+from mezzotint.vae.filterbank import Rectangles
+from mezzotint.vae.model import Draws
+
+SHOWN = 5  # rows of a strip
+COLUMNS = 12  # of a strip, of steps that are evenly spaced
+ANIMATED = (8, 4)  # columns and rows of the animation
+SCALE = 3  # pixels of the screen for one of the picture
+RED = (220, 30, 30)
+
+
+def framed(images: Tensor, rectangles: Rectangles | None, step: int) -> Tensor:
+    """Pictures (n, C, S, S) enlarged, (n, 3, ., .), with the attention of a step in red.
+
+    The square goes from the first filter's centre to the last one's, within the picture; its border is the wider, the
+    wider the filters.
+    """
+    drawn = []
+    for k, picture in enumerate(images):
+        canvas = grid(picture[None], scale=SCALE, padding=0).convert("RGB")
+        if rectangles is not None:
+            centre, extent, std = (value[step, k] * SCALE for value in rectangles)
+            corners = torch.cat([centre - extent / 2, centre + extent / 2]).clamp(0, canvas.width - 1).tolist()
+            width = max(1, min(round(float(std) / SCALE), SCALE))
+            ImageDraw.Draw(canvas).rectangle(corners, outline=RED, width=width)
+        levels = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8)
+        drawn.append(levels.reshape(canvas.height, canvas.width, 3).permute(2, 0, 1))
+    return torch.stack(drawn) / 127.5 - 1
+
+
+def columns(steps: int) -> list[int]:
+    """The steps that a strip shows: the last one, and those before at even distances."""
+    count = min(steps, COLUMNS)
+    return [round((k + 1) * steps / count) - 1 for k in range(count)]
+
+
+def strip(painted: Tensor, rectangles: Rectangles | None, file: Path) -> None:
+    """Rows of pictures (T, n, C, S, S), time from left to right."""
+    frames = [framed(painted[step], rectangles, step) for step in columns(len(painted))]
+    grid(torch.stack(frames, 1).flatten(0, 1), columns=len(frames), scale=1).save(file)
+
+
+def animation(painted: Tensor, rectangles: Rectangles | None, file: Path) -> None:
+    """Every step in turn, and the finished pictures without attention for a while."""
+    frames = [framed(images, rectangles, step) for step, images in enumerate(painted)] + [framed(painted[-1], None, 0)]
+    sheets = [grid(frame, columns=ANIMATED[0], scale=1).quantize(64) for frame in frames]
+    times = [max(60, 2400 // len(painted))] * len(painted) + [2000]  # milliseconds
+    sheets[0].save(file, save_all=True, append_images=sheets[1:], duration=times, loop=0)
+
+
+def sharpness(images: Tensor) -> float:
+    """Mean distance of a pixel in [-1, 1] from its neighbours to the right and below."""
+    return float((images.diff(dim=-1).abs().mean() + images.diff(dim=-2).abs().mean()) / 2)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured after each step."""
+
+    sharpness: list[float]  # of samples
+    missing: list[float]  # -ln p(x | c_t) of held-out pictures, nats
+    told: list[float]  # sum of the KL of the steps so far, nats
+    real: float  # sharpness of held-out pictures
+
+
+@torch.no_grad()
+def measured(model: DRAW, asked: Asked) -> Found:
+    """Samples from seed 0 on; draws of the posterior from seed 0 on."""
+    sharp = [sharpness(images) for images in model.strip(asked.n).pictures]
+    held_out = pictures("test")
+    real = held_out.batch(range(min(asked.n, len(held_out)))).images
+    levels = to_levels(real[: asked.likelihood_n])
+    random = PictureRandom(range(len(levels)))
+    shown = PIXELS[str(model.pixels)](levels, random)
+    noise = Draws(random).normal(model.config.glimpses, model.config.latent)
+    missing, told, spent = [], [], 0.0
+    for step in model.paint(noise, shown):
+        spent += float(step.posterior.kl().sum(1).mean())
+        missing.append(-float(model.likelihood.log_prob(step.canvas, shown).mean()))
+        told.append(spent)
+    return Found(sharp, missing, told, sharpness(real))
+
+
+def page(model: DRAW, asked: Asked, budget: str, place: Path = PAGES) -> None:
+    """figure_7.md with its pictures and numbers."""
+    place.mkdir(parents=True, exist_ok=True)
+    painting = model.strip(ANIMATED[0] * ANIMATED[1])
+    writes = painting.writes
+    strip(painting.pictures[:, :SHOWN], writes, place / "figure_7.png")
+    animation(painting.pictures, writes, place / "figure_7.gif")
+    held_out = pictures("test").batch(range(SHOWN)).images
+    reading = model.trace(held_out)
+    looked = held_out.expand(len(reading.pictures), -1, -1, -1, -1)
+    strip(looked, reading.reads, place / "figure_7_reading.png")
+    found = measured(model, asked)
+    steps = range(1, model.config.glimpses + 1)
+    drawn, (left, right) = figure("figure_7", ncols=2, figsize=(8.5, 3.2))
+    left.plot(steps, found.sharpness, "o-", ms=3, label="samples")
+    left.axhline(found.real, color="grey", lw=1, ls="--", label="held-out pictures")
+    left.set(xlabel="step", ylabel="difference of neighbours", ylim=(0, None))
+    left.legend(frameon=False)
+    right.plot(steps, found.missing, "o-", ms=3, label="-ln p(x | canvas)")
+    right.plot(steps, found.told, "o-", ms=3, label="KL so far")
+    right.set(xlabel="step", ylabel="nats", yscale="log")
+    right.legend(frameon=False)
+    drawn.savefig(place / "figure_7_steps.png", metadata={"Software": None})
+    text = "| step | sharpness | -ln p(x given canvas), nats | KL so far, nats |\n|---|---|---|---|\n"
+    for step in columns(model.config.glimpses):
+        text += f"| {step + 1} | {found.sharpness[step]:.4f} | {found.missing[step]:.1f} | {found.told[step]:.1f} |\n"
+    quarter = len(steps) // 4
+    sharper = "do" if found.sharpness[-1] > found.sharpness[quarter] else "do **not**"
+    likelier = "does" if found.missing[-1] < found.missing[quarter] else "does **not**"
+    body = (
+        "# Figure 7: DRAW\n\n![painting](figure_7.png)\n\nSamples while they are painted, from left to right; red:"
+        " where the grid of filters writes, its border the wider the wider the filters. [The same as an"
+        " animation](figure_7.gif).\n\n"
+        "![reading](figure_7_reading.png)\n\nHeld-out pictures; red: where the encoder looks, from left to right.\n\n"
+        "![after each step](figure_7_steps.png)\n\nSharpness is the mean difference of neighbouring pixels in [-1, 1];"
+        f" that of held-out pictures is {found.real:.4f}. Of {asked.likelihood_n} held-out pictures, how well the"
+        f" canvas explains them after each step, and what the codes up to there have cost.\n\n{text}\n"
+        f"The survey: pixels become sharper through time. From step {quarter + 1} to the last, samples {sharper} become"
+        f" sharper, and the canvas {likelier} explain held-out pictures better.\n\n"
+        f"Made by `python reproductions/figure_7.py --n {asked.n} --likelihood-n {asked.likelihood_n}`: `fashion`"
+        f" pictures, size `small`, trained on {budget}; {asked.n} samples, seeds from 0.\n"
+    )
+    (place / "figure_7.md").write_text(body)
+    (place / "figure_7.json").write_text(json.dumps(vars(found), indent=1) + "\n")
+    print(place / "figure_7.md")
+
+
+def main() -> None:
+    asked = arguments(__doc__)
+    page(mz.load(gallery_run("draw")).eval(), asked, equal("draw"))
+
+
+if __name__ == "__main__":
+    main()
