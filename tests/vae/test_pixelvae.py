@@ -13,7 +13,7 @@ from mezzotint.core.model import abilities
 from mezzotint.vae.likelihoods import BernoulliConfig, GaussianPixelsConfig, LogisticsConfig
 from mezzotint.vae.networks import ConvConfig, MLPConfig
 from mezzotint.vae.objectives import ELBO, ImportanceWeighted
-from mezzotint.vae.pixelvae import PixelVAE, PixelVAEConfig
+from mezzotint.vae.pixelvae import PairsConfig, PixelVAE, PixelVAEConfig
 
 STATES = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4))).view(16, 1, 2, 2)  # every 2 x 2 binary picture
 TINY = PixelCNNConfig(4, 2, 3, 3, 4)
@@ -156,9 +156,23 @@ def test_what_the_pixelcnn_cannot_see_is_left_to_the_code():
 def test_what_a_pixelvae_refuses():
     for message, wrong in {
         "independently of each other": lambda: PixelVAEConfig(8, 3, likelihood=BernoulliConfig()),
-        "features must be": lambda: PixelVAEConfig(8, features=0),
+        "features must not be": lambda: PixelVAEConfig(8, features=-1),
         "'mean' or 'drawn'": lambda: pixelvae().sample(1, pixels="best"),
         "temperature": lambda: pixelvae().sample(1, temperature=-1.0),
     }.items():
         with pytest.raises(ConfigError, match=message):
             wrong()
+
+
+@pytest.mark.parametrize("size", [28, 32])
+def test_the_published_networks_meet_at_every_size(size):
+    """Maps of 28, 14, 7 and 4 rows, and back; or no map, and the code told to every layer."""
+    pairs = PairsConfig((2, 3, 4, 5))
+    code = pairs.encoder(1, size, 6)(torch.randn(2, 1, size, size))
+    assert code.shape == (2, 6)
+    assert pairs.decoder(6, 7, size)(code).shape == (2, 7, size, size)
+    small = {"network": MLPConfig((4,)), "likelihood": BernoulliConfig(), "pixelcnn": TINY}
+    told = PixelVAE(PixelVAEConfig(4, latent=2, features=0, **small))
+    assert not list(told.decoder.parameters())
+    drawn = told.sample(2)
+    assert told.numbers(drawn, torch.zeros(2, 2)).shape == drawn.shape == (2, 1, 4, 4)

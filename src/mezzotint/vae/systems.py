@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
+from ..autoregressive.pixelcnn import PixelCNNConfig
 from ..core.batch import PictureSpec
 from ..core.config import Config
 from ..core.model import Model
 from ..core.system import Optimizer, Paper, Recipe, Stage, System
+from .autoencoders import (
+    Autoencoder,
+    AutoencoderConfig,
+    DenoisingAutoencoder,
+    DenoisingAutoencoderConfig,
+    GenerativeDAE,
+    GenerativeDAEConfig,
+    MaskingCorruption,
+    OneLayerConfig,
+    SaltAndPepper,
+)
 from .cvae import CVAE, CVAEConfig
 from .draw import DRAW, DRAWConfig
 from .likelihoods import BernoulliConfig, LogisticsConfig
 from .networks import MLPConfig
 from .objectives import ELBO, Capacity, ImportanceWeighted
+from .pixelvae import PairsConfig, PixelVAE, PixelVAEConfig
 from .semi_supervised import (
     CodeClassifier,
     CodeClassifierConfig,
@@ -51,6 +65,25 @@ GREGOR_RECIPE = Recipe(
     ema_half_life=0,
 )
 
+# Gradient descent as in the first papers; the rate is ours, for errors that are sums over pixels
+FIRST_RECIPE = Recipe(
+    batch_size=100,
+    pictures=200 * 50_000,
+    optimizers={"model": Optimizer("sgd", lr=1e-3, betas=(0.9, 0.0), clip=None)},
+    warmup=0,
+    decay="constant",
+    ema_half_life=0,
+)
+
+# The authors' training script for MNIST: batches of 100, Adam, 200,000 steps, the KL let in over the first 10,000
+GULRAJANI_RECIPE = Recipe(
+    batch_size=100,
+    pictures=200_000 * 100,
+    optimizers={"model": Optimizer("adam", lr=1e-3, clip=None)},
+    warmup=0,
+    decay="constant",
+    ema_half_life=0,
+)
 
 # Ours, all of it: the paper was not at hand
 SOHN_RECIPE = Recipe(
@@ -80,6 +113,70 @@ def _one_stage(
     """The stages of a system that is one model."""
     return (Stage("model", model, sizes, {"small": small, "paper": paper}),)
 
+
+# 2: autoencoders that are not variational ----------------------------------------------------------------------------
+
+autoencoder = System(
+    name="autoencoder",
+    title="Autoencoder",
+    paper=Paper("Learning representations by back-propagating errors", "Rumelhart, Hinton, Williams", 1986),
+    family="vae",
+    survey="section 2, eq. 1-2, figure 1",
+    summary=(
+        "A picture goes through a code of few numbers and is to come out as it was. Nothing says where codes lie, so "
+        "that random ones are often the codes of nothing: here they are drawn from the Gaussian nearest to real ones."
+    ),
+    stages=_one_stage(Autoencoder, {
+        "small": lambda data: AutoencoderConfig(data.image_size, data.channels),
+        # Their encoder problem, whose N inputs go through log2 N units; of pictures they show none
+        "paper": lambda data: AutoencoderConfig(
+            data.image_size, data.channels, math.ceil(math.log2(data.channels * data.image_size**2)), OneLayerConfig()
+        ),
+    }, FIRST_RECIPE),
+)  # fmt: skip
+
+denoising_autoencoder = System(
+    name="denoising-autoencoder",
+    title="Denoising autoencoder",
+    paper=Paper(
+        "Extracting and Composing Robust Features with Denoising Autoencoders",
+        "Vincent, Larochelle, Bengio, Manzagol", 2008,
+    ),
+    family="vae",
+    survey="section 2",
+    summary=(
+        "An autoencoder that is shown a spoiled picture, with pixels blackened, salt and pepper on it or noise, and is "
+        "asked for the clean one. Its code is of what pictures have in common; it repairs, and draws nothing."
+    ),
+    stages=_one_stage(DenoisingAutoencoder, {
+        "small": lambda data: DenoisingAutoencoderConfig(data.image_size, data.channels, latent=128),
+        "paper": lambda data: DenoisingAutoencoderConfig(
+            data.image_size, data.channels, 2000, OneLayerConfig(), "cross-entropy", MaskingCorruption(0.25)
+        ),
+    }, FIRST_RECIPE),
+)  # fmt: skip
+
+generative_dae = System(
+    name="generative-dae",
+    title="Generative denoising autoencoder, with walkback",
+    paper=Paper(
+        "Generalized Denoising Auto-Encoders as Generative Models", "Bengio, Yao, Alain, Vincent", 2013, "1305.6663"
+    ),
+    family="vae",
+    survey="section 2",
+    summary=(
+        "Spoil a picture, draw a clean one that may have been behind it, and so on: a chain whose pictures come as "
+        "often as in the data. In training it is led back to the picture from wherever a few such steps have taken it."
+    ),
+    stages=_one_stage(GenerativeDAE, {
+        "small": lambda data: GenerativeDAEConfig(data.image_size, data.channels),
+        # Walks of 5 steps, all of them, and salt and pepper
+        "paper": lambda data: GenerativeDAEConfig(
+            data.image_size, data.channels, 2000, OneLayerConfig("tanh"), BernoulliConfig(), SaltAndPepper(0.5),
+            walkback=1.0, longest=5,
+        ),
+    }, FIRST_RECIPE),
+)  # fmt: skip
 
 # 2.1-2.2: the variational autoencoder --------------------------------------------------------------------------------
 
@@ -151,6 +248,32 @@ capacity_vae = System(
             data.image_size, data.channels, latent=10, objective=Capacity(gamma=1000.0, most=25.0, steps=100_000)
         ),
     }),
+)  # fmt: skip
+
+# 2.4: sharp pictures ------------------------------------------------------------------------------------------------
+
+pixelvae = System(
+    name="pixelvae",
+    title="PixelVAE",
+    paper=Paper(
+        "PixelVAE: A Latent Variable Model for Natural Images",
+        "Gulrajani, Kumar, Ahmed, Taiga, Visin, Vazquez, Courville", 2016, "1611.05013",
+    ),
+    family="vae",
+    survey="section 2.4, eq. 20-21, figures 3 and 4",
+    summary=(
+        "A code says what the picture is of, and a PixelCNN that is told the code draws it pixel by pixel, each "
+        "knowing those before it. The PixelCNN sees only its neighbourhood, so that the code has something to say."
+    ),
+    stages=_one_stage(PixelVAE, {
+        "small": lambda data: PixelVAEConfig(data.image_size, data.channels, objective=ELBO(warmup_steps=300)),
+        # As the authors train it on MNIST: no map, and 12 layers after the first, which see nearly all that is before
+        "paper": lambda data: PixelVAEConfig(
+            data.image_size, data.channels, 16, PairsConfig(),
+            BernoulliConfig() if data.channels == 1 else LogisticsConfig(10), ELBO(warmup_steps=10_000), 0,
+            PixelCNNConfig(width=16, layers=13, first_kernel=7, kernel=5, head=16),
+        ),
+    }, GULRAJANI_RECIPE),
 )  # fmt: skip
 
 # 2.5: conditions, and classes of which few are told -------------------------------------------------------------------
@@ -292,6 +415,9 @@ draw = System(
 )  # fmt: skip
 
 SYSTEMS: tuple[System, ...] = (
-    vae, beta_vae, capacity_vae, cvae, semi_supervised_m1, semi_supervised_m2, semi_supervised_vae, iwae,
+    autoencoder,
+    denoising_autoencoder,
+    generative_dae,
+    vae, beta_vae, capacity_vae, pixelvae, cvae, semi_supervised_m1, semi_supervised_m2, semi_supervised_vae, iwae,
     draw,
 )  # fmt: skip
