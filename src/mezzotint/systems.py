@@ -20,11 +20,12 @@ _registered: dict[str, System] = {}
 
 def catalogue() -> dict[str, System]:
     """Every system by name, in the order of the survey."""
+    from .autoregressive.systems import SYSTEMS as autoregressive
     from .classifier.systems import SYSTEMS as classifiers
     from .diffusion.systems import SYSTEMS as diffusion
     from .vae.systems import SYSTEMS as vae
 
-    return {system.name: system for system in (*vae, *diffusion, *classifiers, *_registered.values())}
+    return {system.name: system for system in (*vae, *autoregressive, *diffusion, *classifiers, *_registered.values())}
 
 
 def register(system: System) -> None:

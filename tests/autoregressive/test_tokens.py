@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mezzotint.autoregressive.choosing import Choice
 from mezzotint.autoregressive.pixelcnn import PixelCNNConfig
 from mezzotint.autoregressive.tokens import PixelCNNPriorConfig, TransformerPriorConfig
-from mezzotint.autoregressive.transformer import TransformerConfig, sample_tokens
+from mezzotint.autoregressive.transformer import TransformerConfig
 from mezzotint.core.batch import PictureRandom
 from mezzotint.core.errors import ConfigError
 
@@ -98,20 +98,16 @@ def test_a_transformer_says_the_same_one_token_at_a_time(truth):
 
 
 def test_a_transformer_draws_n_tokens_at_a_cost_linear_in_n():
-    """But for the attention itself, where token i multiplies 2 i width numbers in each layer."""
+    """Each costs the same, but for the attention itself, where token i multiplies 2 i width numbers in each layer."""
     width, layers, vocabulary = 12, 2, 5
-
-    def counted(length):
-        made = TransformerConfig(width, layers, 3, 2).build(vocabulary, length)
-        counter = FlopCounterMode(display=False)
-        with sdpa_kernel(SDPBackend.MATH), counter:  # the fused kernel is not counted
-            sample_tokens(made, PictureRandom([0]))
-        return counter.get_total_flops() // 2
-
     each = layers * (4 + 2 * 2) * width**2 + width * vocabulary
-    for length in (4, 8):
-        attention = layers * 2 * width * sum(range(1, length + 1))
-        assert counted(length) == length * each + attention
+    for length, place in itertools.product((6, 60), (0, 1, 5)):
+        made = TransformerConfig(width, layers, 3, 2).build(vocabulary, length)
+        cache, counter = made.begin(1), FlopCounterMode(display=False)
+        cache.length = place
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:  # the fused kernel is not counted
+            made.step(cache, torch.zeros(1, dtype=torch.int64) if place else None)
+        assert counter.get_total_flops() // 2 == each + layers * 2 * width * (place + 1)
 
 
 def test_choices_keep_the_likeliest_tokens():
