@@ -24,7 +24,7 @@ from .autoencoders import (
 from .cvae import CVAE, CVAEConfig
 from .draw import DRAW, DRAWConfig
 from .likelihoods import BernoulliConfig, LogisticsConfig
-from .networks import MLPConfig
+from .networks import ConvConfig, MLPConfig
 from .objectives import ELBO, Capacity, ImportanceWeighted
 from .pixelvae import PairsConfig, PixelVAE, PixelVAEConfig
 from .semi_supervised import (
@@ -169,7 +169,9 @@ generative_dae = System(
         "often as in the data. In training it is led back to the picture from wherever a few such steps have taken it."
     ),
     stages=_one_stage(GenerativeDAE, {
-        "small": lambda data: GenerativeDAEConfig(data.image_size, data.channels),
+        "small": lambda data: GenerativeDAEConfig(
+            data.image_size, data.channels, network=ConvConfig(activation="relu")
+        ),
         # Walks of 5 steps, all of them, and salt and pepper
         "paper": lambda data: GenerativeDAEConfig(
             data.image_size, data.channels, 2000, OneLayerConfig("tanh"), BernoulliConfig(), SaltAndPepper(0.5),
