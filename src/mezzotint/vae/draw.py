@@ -239,7 +239,7 @@ class DRAW(VariationalModel):
 
     def _last(self, z: Tensor) -> Tensor:
         """c_T."""
-        canvas = self.canvas
+        canvas: Tensor = self.canvas
         for step in self.paint(z):
             canvas = step.canvas
         return canvas
