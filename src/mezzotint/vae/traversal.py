@@ -37,7 +37,8 @@ def traverse(
     """
     picture = _one(picture)
     code = _encode(model, picture)
-    kl = cast("HasLatents", model).latents(picture if reference is None else reference).kl.flatten(1).mean(0)
+    seen = (picture if reference is None else reference).to(model.device)
+    kl = cast("HasLatents", model).latents(seen).kl.flatten(1).mean(0)
     if len(kl) != code.numel():
         raise ConfigError(
             f"a code of {code.numel()} numbers with {len(kl)} divergences cannot be traversed number by number"
