@@ -43,18 +43,19 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = Pointwise(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x (B, C_in, H, W), time (B, time_width) -> (B, C_out, H', W')."""
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """x (B, C_in, H, W), time (B, time_width), None in networks that know none -> (B, C_out, H', W')."""
         h: Tensor = F.silu(self.norm1(x))
         if self.resample:
             x, h = resized(x, self.resample), resized(h, self.resample)
         h = self.conv1(h)
-        time = time[:, :, None, None]  # (B, time_width, 1, 1)
-        if self.scale_shift:
-            scale, shift = time.chunk(2, dim=1)
+        if time is None:
+            h = F.silu(self.norm2(h))
+        elif self.scale_shift:
+            scale, shift = time[:, :, None, None].chunk(2, dim=1)  # (B, C_out, 1, 1) each
             h = F.silu(self.norm2(h) * (1 + scale) + shift)
         else:
-            h = F.silu(self.norm2(h + time))
+            h = F.silu(self.norm2(h + time[:, :, None, None]))
         h = self.shortcut(x) + self.conv2(self.dropout(h))
         return h / self.output_scale if self.output_scale != 1.0 else h
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.checkpoint import load_tensors
 from ..core.errors import CheckpointError, ConfigError
@@ -79,8 +79,8 @@ def unet_from_config(values: Mapping[str, Any]) -> UNet | NCSNpp:
 
 
 def _ncsnpp(c: Mapping[str, Any]) -> NCSNpp:
-    attention = _attention(c, SKIP_BLOCK_TYPES)
-    _refuse(
+    attention = attending(c, SKIP_BLOCK_TYPES)
+    refuse(
         c,
         time_embedding_type=("fourier", "positional"),
         mid_block_type=("UNetMidBlock2D",),
@@ -97,7 +97,7 @@ def _ncsnpp(c: Mapping[str, Any]) -> NCSNpp:
     fourier = c["time_embedding_type"] == "fourier"
     config = NCSNppConfig(
         channels=c["block_out_channels"][0],
-        multipliers=_multipliers(c["block_out_channels"]),
+        multipliers=multiples(c["block_out_channels"]),
         blocks=c["layers_per_block"],
         attention=attention,
         head_dim=c["attention_head_dim"],
@@ -119,7 +119,7 @@ def _ncsnpp(c: Mapping[str, Any]) -> NCSNpp:
 
 
 def _unet(c: Mapping[str, Any]) -> UNet:
-    _refuse(
+    refuse(
         c,
         time_embedding_type=("positional",),
         mid_block_type=("UNetMidBlock2D", None),
@@ -133,9 +133,9 @@ def _unet(c: Mapping[str, Any]) -> UNet:
     shifted = c["resnet_time_scale_shift"] == "default"
     config = UNetConfig(
         channels=c["block_out_channels"][0],
-        multipliers=_multipliers(c["block_out_channels"]),
+        multipliers=multiples(c["block_out_channels"]),
         blocks=c["layers_per_block"],
-        attention=_attention(c, {kind: has for kind, (has, _) in BLOCK_TYPES.items()}),
+        attention=attending(c, {kind: has for kind, (has, _) in BLOCK_TYPES.items()}),
         head_dim=c["attention_head_dim"],
         groups=c["norm_num_groups"],
         eps=c["norm_eps"],
@@ -156,21 +156,22 @@ def _unet(c: Mapping[str, Any]) -> UNet:
     return UNet(config, c["in_channels"], c["out_channels"], classes=c["num_class_embeds"] or 0)
 
 
-def _refuse(c: Mapping[str, Any], **supported: tuple[Any, ...]) -> None:
+def refuse(c: Mapping[str, Any], **supported: tuple[Any, ...]) -> None:
+    """Raises `ConfigError` for a field of a config.json whose value is none of those supported."""
     for key, values in supported.items():
         if c[key] not in values:
             raise ConfigError(f"{key}={c[key]!r} is not supported; only {', '.join(map(repr, values))}")
 
 
-def translated(unet: UNet | NCSNpp, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of `unet` from one of UNet2DModel.
+def translated(network: nn.Module, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a UNet, or of an encoder or decoder of a codec, from that of its counterpart in diffusers.
 
     Raises `CheckpointError` unless each of the two has exactly the tensors that the other needs, in the right shapes.
     """
     theirs = {_modern(name): tensor for name, tensor in theirs.items()}
     used, ours = set(), {}
-    parents = dict(_modules(unet))
-    for name, parameter in unet.state_dict().items():
+    parents = dict(_modules(network))
+    for name, parameter in network.state_dict().items():
         module, _, leaf = name.rpartition(".")
         sources = [f"{source}.{leaf}" for source in parents[module]]
         if missing := [source for source in sources if source not in theirs]:
@@ -186,14 +187,18 @@ def translated(unet: UNet | NCSNpp, theirs: Mapping[str, Tensor]) -> dict[str, T
     return ours
 
 
-def _multipliers(widths: list[int]) -> tuple[int, ...]:
+def multiples(widths: list[int]) -> tuple[int, ...]:
+    """Each width in units of the first. Raises `ConfigError` where one is no multiple of it."""
     if any(width % widths[0] for width in widths):
         raise ConfigError(f"block_out_channels={widths} is not supported: each must be a multiple of the first")
     return tuple(width // widths[0] for width in widths)
 
 
-def _attention(c: Mapping[str, Any], block_types: Mapping[str, bool]) -> tuple[bool, ...]:
-    """Which levels attend. `block_types` says it of each kind of block that may be in one network."""
+def attending(c: Mapping[str, Any], block_types: Mapping[str, bool]) -> tuple[bool, ...]:
+    """Which levels attend. `block_types` says it of each kind of block that may be in one network.
+
+    Raises `ConfigError` for another kind, and where the way up differs from the way down.
+    """
     ways = {}
     for field in ("down_block_types", "up_block_types"):
         if unknown := [kind for kind in c[field] if kind not in block_types]:
@@ -223,7 +228,7 @@ def _modern(name: str) -> str:
     return name
 
 
-def _modules(unet: UNet | NCSNpp) -> Iterator[tuple[str, list[str]]]:
+def _modules(network: nn.Module) -> Iterator[tuple[str, list[str]]]:
     """Each module of ours that holds tensors, with those of theirs whose rows it stacks."""
     yield "conv_in", ["conv_in"]
     yield "conv_out", ["conv_out"]
@@ -233,8 +238,8 @@ def _modules(unet: UNet | NCSNpp) -> Iterator[tuple[str, list[str]]]:
     yield "time.linear1", ["time_embedding.linear_1"]
     yield "time.linear2", ["time_embedding.linear_2"]
     projections = []
-    for name, module in unet.named_modules():
-        there = _path(name, isinstance(unet, NCSNpp))
+    for name, module in network.named_modules():
+        there = _path(name, isinstance(network, NCSNpp))
         if isinstance(module, (ResBlock, BigGANBlock)):
             projections.append(f"{there}.time_emb_proj")
             for part in ("norm1", "conv1", "norm2", "conv2"):
