@@ -62,9 +62,12 @@ class MaskedConv2d(nn.Conv2d):
 class MaskedLinear(nn.Linear):
     """(W * M) x + b."""
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, in), mask (out, in), true where an output may see an input -> (B, out)."""
-        return F.linear(x, self.weight * mask, self.bias)
+    def forward(self, x: Tensor, mask: Tensor, units: Tensor | slice = slice(None)) -> Tensor:  # type: ignore[override]
+        """x (B, in), mask (out, in), true where an output may see an input -> (B, out).
+
+        units  which outputs are asked for; the mask has as many rows
+        """
+        return F.linear(x, self.weight[units] * mask, None if self.bias is None else self.bias[units])
 
 
 def connected(above: Tensor, below: Tensor, *, strict: bool = False) -> Tensor:
@@ -166,13 +169,17 @@ class MaskedMLP(nn.Module):
         for layer, (below, above) in enumerate(pairwise(degrees)):
             h = self.layers[layer](h, connected(above, below))
             h = self.activation(h + added if layer == 0 and added is not None else h)
-        answers = degrees[0].repeat_interleave(self.outputs)  # degrees of the outputs
-        parts = [] if added is None or len(self.layers) else [added]
+        return self._answers(x, h, added, degrees, slice(None)).unflatten(1, (self.inputs, self.outputs))
+
+    def _answers(self, x: Tensor, h: Tensor, added: Tensor | None, degrees: list[Tensor], asked: slice) -> Tensor:
+        """Some of the D outputs, of the inputs x, the last hidden layer h, and what the context adds to the first."""
+        places = degrees[0].repeat_interleave(self.outputs)[asked]
+        parts = [] if added is None or len(self.layers) else [added[:, asked]]
         if self.last is not None:
-            parts.append(self.last(h, connected(answers, degrees[-1], strict=True)))
+            parts.append(self.last(h, connected(places, degrees[-1], strict=True), asked))
         if self.direct is not None:
-            parts.append(self.direct(x, connected(answers, degrees[0], strict=True)))
-        return torch.stack(parts).sum(0).unflatten(1, (self.inputs, self.outputs))
+            parts.append(self.direct(x, connected(places, degrees[0], strict=True), asked))
+        return torch.stack(parts).sum(0)
 
     def places(self, number: int = 0) -> Tensor:
         """The inputs in their order: which is first, second, ... of D, (D,)."""
@@ -180,10 +187,10 @@ class MaskedMLP(nn.Module):
 
     def begin(self, n: int, context: Tensor | None = None, number: int = 0) -> MaskedCache:
         """A cache for n rows of which nothing is known. See `step`."""
-        like = (self.last if self.last is not None else self.direct).weight  # type: ignore[union-attr]
-        hidden = [like.new_zeros(n, layer.out_features) for layer in self.layers]  # type: ignore[arg-type]
+        weight = next(self.parameters())
+        hidden = [weight.new_zeros(n, len(degrees)) for degrees in self._degrees(number)[1:]]
         added = self.context(context) if self.context is not None else None
-        return MaskedCache(number, 0, like.new_zeros(n, self.inputs), hidden, added)
+        return MaskedCache(number, 0, weight.new_zeros(n, self.inputs), hidden, added)
 
     def step(self, cache: MaskedCache, value: Tensor | None = None) -> Tensor:
         """The numbers for the next input in the order, (B, outputs), given the value (B,) of the one before it.
@@ -196,22 +203,14 @@ class MaskedMLP(nn.Module):
             cache.inputs[:, degrees[0] == cache.known + 1] = value[:, None].to(cache.inputs)
             cache.known += 1
             below = cache.inputs
-            for layer, (module, h) in enumerate(zip(self.layers, cache.hidden, strict=True)):
+            for layer, h in enumerate(cache.hidden):
                 units = (degrees[layer + 1] == cache.known).nonzero()[:, 0]
-                seen = connected(degrees[layer + 1][units], degrees[layer])
-                a = F.linear(below, module.weight[units] * seen, module.bias[units])  # type: ignore[index, operator]
+                a = self.layers[layer](below, connected(degrees[layer + 1][units], degrees[layer]), units)
                 if layer == 0 and cache.context is not None:
                     a = a + cache.context[:, units]
                 h[:, units] = self.activation(a)
                 below = h
         place = int((degrees[0] == cache.known + 1).nonzero()[0, 0])
-        rows = slice(place * self.outputs, (place + 1) * self.outputs)
-        y = cache.inputs.new_zeros(len(cache.inputs), self.outputs)
-        for module, below, degree in (
-            (self.last, cache.hidden[-1] if cache.hidden else cache.inputs, degrees[-1]),
-            (self.direct, cache.inputs, degrees[0]),
-        ):
-            if module is not None:
-                bias = module.bias[rows] if module.bias is not None else None
-                y = y + F.linear(below, module.weight[rows] * (degree <= cache.known), bias)
-        return y + cache.context[:, rows] if cache.context is not None and not self.layers else y
+        asked = slice(place * self.outputs, (place + 1) * self.outputs)
+        h = cache.hidden[-1] if cache.hidden else cache.inputs
+        return self._answers(cache.inputs, h, cache.context, degrees, asked)
