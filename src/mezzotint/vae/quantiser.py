@@ -95,7 +95,7 @@ class VectorQuantiser(nn.Module):
     def __init__(self, config: CodebookConfig) -> None:
         super().__init__()
         self.config = config
-        codebook = torch.randn(config.codes, config.width)
+        codebook = torch.randn(config.codes, config.width) * config.width**-0.5  # of a length near 1
         self.codebook: Tensor
         if config.update == "gradient":
             self.codebook = nn.Parameter(codebook)  # (K, D)

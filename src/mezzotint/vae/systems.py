@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from ..autoregressive.pixelcnn import PixelCNNConfig
+from ..autoregressive.tokens import PixelCNNPriorConfig
 from ..core.batch import PictureSpec
 from ..core.config import Config
 from ..core.model import Model
@@ -23,10 +24,11 @@ from .autoencoders import (
 )
 from .cvae import CVAE, CVAEConfig
 from .draw import DRAW, DRAWConfig
-from .likelihoods import BernoulliConfig, LogisticsConfig
+from .likelihoods import BernoulliConfig, GaussianPixelsConfig, LogisticsConfig
 from .networks import ConvConfig, MLPConfig
 from .objectives import ELBO, Capacity, ImportanceWeighted
 from .pixelvae import PairsConfig, PixelVAE, PixelVAEConfig
+from .quantiser import CodebookConfig
 from .semi_supervised import (
     CodeClassifier,
     CodeClassifierConfig,
@@ -36,6 +38,7 @@ from .semi_supervised import (
     StackedVAE,
 )
 from .vae import VAE, VAEConfig
+from .vq_vae import VQVAE, VQVAEConfig, VQVAEPrior, VQVAEPriorConfig
 
 # A few minutes on two cores of a laptop
 SMALL_RECIPE = Recipe(
@@ -100,6 +103,16 @@ KINGMA_RECIPE = Recipe(
     batch_size=250,
     pictures=3_000 * 50_000,
     optimizers={"model": Optimizer("adam", lr=3e-4, clip=None)},
+    warmup=0,
+    decay="constant",
+    ema_half_life=0,
+)
+
+# Van den Oord et al. 2017, section 4.1: batches of 128, Adam at 2e-4, 250,000 steps
+OORD_RECIPE = Recipe(
+    batch_size=128,
+    pictures=250_000 * 128,
+    optimizers={"model": Optimizer("adam", lr=2e-4, clip=None)},
     warmup=0,
     decay="constant",
     ema_half_life=0,
@@ -416,10 +429,46 @@ draw = System(
     }, GREGOR_RECIPE),
 )  # fmt: skip
 
+# 2.6.2: codes from a codebook ----------------------------------------------------------------------------------------
+
+vq_vae = System(
+    name="vq-vae",
+    title="Vector quantised VAE (VQ-VAE)",
+    paper=Paper("Neural Discrete Representation Learning", "van den Oord, Vinyals, Kavukcuoglu", 2017, "1711.00937"),
+    family="vae",
+    survey="section 2.6.2, eq. 27-28, Box 2",
+    summary=(
+        "A picture becomes a small map of numbers, each that of the nearest entry of a learned codebook, and a decoder "
+        "makes a picture of the map. A second model, a PixelCNN or a transformer, then learns which maps there are, "
+        "number by number, of all pictures or of each class."
+    ),
+    stages=(
+        Stage("codec", VQVAE, {
+            "small": lambda data: VQVAEConfig(
+                data.image_size, data.channels, width=64, codebook=CodebookConfig(codes=128, width=16)
+            ),
+            # the codebook learned by gradient, from where it happens to begin; the width of a code is not in the paper
+            "paper": lambda data: VQVAEConfig(
+                data.image_size, data.channels, likelihood=GaussianPixelsConfig(),
+                codebook=CodebookConfig(positions="mean", update="gradient", kmeans=0, revive_below=0.0),
+            ),
+        }, {"small": SMALL_RECIPE, "paper": OORD_RECIPE}),
+        Stage("prior", VQVAEPrior, {
+            "small": lambda data: VQVAEPriorConfig(
+                len(data.classes), PixelCNNPriorConfig(PixelCNNConfig(layers=6, first_kernel=5))
+            ),
+            # section 4.2: as large as that of van den Oord et al. 2016b
+            "paper": lambda data: VQVAEPriorConfig(
+                len(data.classes), PixelCNNPriorConfig(PixelCNNConfig(384, 20, 7, 5, 1024), 384)
+            ),
+        }, {"small": SMALL_RECIPE, "paper": OORD_RECIPE}),
+    ),
+)  # fmt: skip
+
 SYSTEMS: tuple[System, ...] = (
     autoencoder,
     denoising_autoencoder,
     generative_dae,
     vae, beta_vae, capacity_vae, pixelvae, cvae, semi_supervised_m1, semi_supervised_m2, semi_supervised_vae, iwae,
-    draw,
+    draw, vq_vae,
 )  # fmt: skip
