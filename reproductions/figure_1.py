@@ -28,7 +28,8 @@ from mezzotint.vae.autoencoders import Autoencoder
 from mezzotint.vae.vae import VAE
 
 SHOWN = 64  # random codes that are decoded in the figure
-NEIGHBOURS = 5  # a random code lies among the codes of pictures if it is as near to one as that one's 5th neighbour
+NEIGHBOURS = 5  # a random code is near that of a picture if it is no farther from it than this one's 5th neighbour
+DENSITY, REACHED = "density of codes there", "share of codes reached"
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,13 @@ def codes_of(model: Autoencoder | VAE, n: int) -> tuple[Tensor, Tensor]:
 
 
 def among(kind: Kind) -> dict[str, float]:
-    """Share of random codes that lie where pictures have theirs, and of these that have a random one near."""
+    """How densely the codes of pictures lie around random ones, and the share of them with a random one near.
+
+    The first is 1 on average where both are distributed alike (Naeem et al. 2020, eq. 5): one far code of a picture,
+    with much room around it, changes little of that.
+    """
     found = precision_recall_density_coverage(kind.codes, kind.random, NEIGHBOURS)
-    return {"codes among those of pictures": found.precision, "codes of pictures reached": found.coverage}
+    return {DENSITY: found.density, REACHED: found.coverage}
 
 
 def draw(kinds: list[Kind], labels: Tensor) -> None:
@@ -99,19 +104,20 @@ def make(asked: Asked, budget: int) -> None:
     draw(kinds, labels)
     found = {kind.name: {**judged(kind.model, asked, **kind.controls), **among(kind)} for kind in kinds}
     rows = [TableRow(name, {}, values) for name, values in found.items()]
-    heads = ("fd_classifier", "precision", "coverage", "codes among those of pictures", "codes of pictures reached")
+    heads = ("fd_classifier", "precision", "coverage", DENSITY, REACHED)
     standard, fitted, prior = (found[kind.name] for kind in kinds)
     better = "better" if prior["fd_classifier"] < fitted["fd_classifier"] else "**not** better"
-    share = "codes among those of pictures"
     body = (
         "![codes and what random ones decode to](figure_1.png)\n\nAbove: codes of held-out pictures, a colour for each"
         " class; the VAE's are drawn from its posteriors. The black lines are one and two deviations of the random"
         f" codes. Below: what {SHOWN} random codes decode to.\n\n"
         f"{table(rows, (), heads, 'random codes')}\n"
         "The survey: a random code of an autoencoder often decodes to nothing that means anything; a VAE leaves no"
-        f" holes. Here {share_of(standard[share])} of codes from N(0, I) and {share_of(fitted[share])} of codes from a"
-        f" Gaussian with the mean and covariance of the autoencoder's codes lie among codes of pictures, and"
-        f" {share_of(prior[share])} of the VAE's prior do (as near to one of these as its {NEIGHBOURS}th neighbour)."
+        " holes. Density is that of the codes of pictures around random ones, 1 where both are distributed alike: here"
+        f" {standard[DENSITY]:.2f} for N(0, I) and {fitted[DENSITY]:.2f} for a Gaussian with the mean and covariance of"
+        f" the autoencoder's codes, and {prior[DENSITY]:.2f} for the VAE's prior. Random ones come near"
+        f" {share_of(standard[REACHED])}, {share_of(fitted[REACHED])} and {share_of(prior[REACHED])} of the codes of"
+        f" pictures (as near as their {NEIGHBOURS}th neighbours)."
         f" Pictures of random codes are {better} in the VAE (FD {prior['fd_classifier']:.3g}) than in the autoencoder"
         f" with the fitted Gaussian ({fitted['fd_classifier']:.3g}); with N(0, I) the autoencoder has"
         f" {standard['fd_classifier']:.3g}.\n"
