@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ def catalogue() -> dict[str, System]:
     from .autoregressive.systems import SYSTEMS as autoregressive
     from .classifier.systems import SYSTEMS as classifiers
     from .diffusion.systems import SYSTEMS as diffusion
+    from .gan.systems import SYSTEMS as gan
     from .vae.systems import SYSTEMS as vae
 
-    return {system.name: system for system in (*vae, *autoregressive, *diffusion, *classifiers, *_registered.values())}
+    chapters = (vae, gan, autoregressive, diffusion, classifiers)
+    return {system.name: system for system in (*chain.from_iterable(chapters), *_registered.values())}
 
 
 def register(system: System) -> None:

@@ -41,6 +41,7 @@ class Model(nn.Module, ABC):
     likelihood_n: int | None = None  # pictures on which a slow likelihood is measured if none are asked for; None: all
     dims: int | None = None  # numbers of a picture that its likelihood is of; None: all
     few_labels: FewLabels | None = None  # of which training pictures it is told the labels; None: of all
+    batch_statistics: bool = False  # whether a batch's pictures see each other in training, as by batch normalisation
     completes: bool = False  # whether `sample` takes whole pictures as `source`, looks at a part, and draws the rest
 
     @abstractmethod

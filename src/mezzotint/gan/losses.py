@@ -56,6 +56,9 @@ LOSSES: dict[str, AdversarialLoss] = {
 }  # fmt: skip
 
 
+UNANCHORED = ("wasserstein", "relativistic")  # where only differences of scores matter: a bias would learn nothing
+
+
 def smoothed(real: Tensor, smoothing: float) -> Tensor:
     """What one-sided label smoothing adds to -ln D(x): the target of a real picture is 1 - s, (B,).
 

@@ -16,7 +16,7 @@ from ..core.config import Config
 from ..core.errors import ConfigError
 from ..core.labels import choose_labels, labels_of
 from ..core.model import Losses, Model
-from .losses import LOSSES, smoothed
+from .losses import LOSSES, UNANCHORED, smoothed
 from .networks import Conditioning, DCGANConfig, Discriminator, Generator, NetworkConfig, Verdict
 from .penalties import Clipping, NoPenalty, PenaltyConfig
 
@@ -40,7 +40,7 @@ class GANConfig(Config):
     label_smoothing: float = 0.0  # the target of real pictures is one less this (Salimans et al. 2016)
     noise: float = 0.0  # deviation of the noise on all pictures that the discriminator sees, at first
     noise_steps: int = 0  # in which it falls to 0, in a line; 0: it stays
-    steps: int = 0  # of the generator, over which what is annealed runs its course
+    total_steps: int = 0  # over which the penalty of Roth et al. falls
 
     def __post_init__(self) -> None:
         if (self.conditioning == "none") != (self.classes == 0):
@@ -48,7 +48,7 @@ class GANConfig(Config):
                 f"conditioning={self.conditioning} does not go with {self.classes} classes: a discriminator is told"
                 " classes if and only if there are some; set conditioning, or classes=0"
             )
-        for name, least in (("latent", 1), ("critic_steps", 1), ("noise_steps", 0), ("steps", 0), ("noise", 0.0)):
+        for name, least in (("latent", 1), ("critic_steps", 1), ("noise_steps", 0), ("total_steps", 0), ("noise", 0.0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 0.5:
@@ -77,7 +77,9 @@ class GAN(Model):
         build = partial(c.network.generator, channels=c.channels, image_size=c.image_size)
         self.generator: nn.Module = Generator(build, c.latent, c.classes)
         look = partial(c.network.discriminator, image_size=c.image_size)
-        self.discriminator: nn.Module = Discriminator(look, c.channels, c.classes, c.conditioning, spectral)
+        self.discriminator: nn.Module = Discriminator(
+            look, c.channels, c.classes, c.conditioning, spectral, c.loss not in UNANCHORED
+        )
         self.register_buffer("moves", torch.zeros((), dtype=torch.int64))  # steps that were made
 
     @property
@@ -160,7 +162,7 @@ class GAN(Model):
 
     def progress(self) -> Tensor:
         """Share of the training that is done, as far as the config knows how long it lasts, ()."""
-        return (self.moves / max(self.config.steps, 1)).clamp(max=1.0)
+        return (self.moves / max(self.config.total_steps, 1)).clamp(max=1.0)
 
     def judge(self, x: Tensor, labels: Tensor | None, random: PictureRandom) -> Verdict:
         """What the discriminator says of pictures, seen through noise where there is some."""

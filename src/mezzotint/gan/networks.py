@@ -175,12 +175,13 @@ class Discriminator(nn.Module):
     """
 
     def __init__(
-        self, build: Callable[[int], Body], channels: int, classes: int, conditioning: Conditioning, spectral: bool
-    ) -> None:
+        self, build: Callable[[int], Body], channels: int, classes: int, conditioning: Conditioning,
+        spectral: bool = False, bias: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.classes, self.conditioning = classes, conditioning
         self.body = build(channels + (classes if conditioning == "concat" else 0))
-        self.score = nn.Linear(self.body.width, 1)
+        self.score = nn.Linear(self.body.width, 1, bias)
         self.naming = nn.Linear(self.body.width, classes) if conditioning == "auxiliary" else None
         self.embedding = nn.Embedding(classes, self.body.width) if conditioning == "projection" else None
         if self.embedding is not None:

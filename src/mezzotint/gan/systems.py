@@ -137,9 +137,9 @@ roth_gan = System(
         "where it is unsure. Nothing needs to be drawn, and the pictures stay sharp."
     ),
     stages=_one_stage(GAN, {
-        "small": lambda data: _gan(data, small_networks(data), penalty=Roth(gamma=0.5), steps=1_000),
+        "small": lambda data: _gan(data, small_networks(data), penalty=Roth(gamma=0.5), total_steps=1_000),
         "paper": lambda data: _gan(
-            data, published_networks(data), latent=100, penalty=Roth(gamma=2.0), steps=100_000
+            data, published_networks(data), latent=100, penalty=Roth(gamma=2.0), total_steps=100_000
         ),
     }),
 )  # fmt: skip

@@ -24,6 +24,9 @@ from .autoencoders import (
 )
 from .cvae import CVAE, CVAEConfig
 from .draw import DRAW, DRAWConfig
+from .hierarchical import HierarchicalConfig, HierarchicalVariationalModel
+from .iaf import IAFVAE, IAFConfig
+from .ladder import LadderConfig, LadderVAE
 from .likelihoods import BernoulliConfig, GaussianPixelsConfig, LogisticsConfig
 from .networks import ConvConfig, MLPConfig
 from .objectives import ELBO, Capacity, ImportanceWeighted
@@ -38,6 +41,7 @@ from .semi_supervised import (
     StackedVAE,
 )
 from .vae import VAE, VAEConfig
+from .vhp import VHPVAE, ConstraintConfig, VHPConfig
 from .vq_vae import VQVAE, VQVAEConfig, VQVAEPrior, VQVAEPriorConfig
 
 # A few minutes on two cores of a laptop
@@ -58,7 +62,7 @@ BURDA_RECIPE = Recipe(
     ema_half_life=0,
 )
 
-# The paper names Adam and no more; rate, clipping and 100 passes are those of a reimplementation (jbornschein/draw)
+# Rate and 100 passes are those of a reimplementation (jbornschein/draw), the clipping that of another
 GREGOR_RECIPE = Recipe(
     batch_size=100,
     pictures=100 * 60_000,
@@ -116,6 +120,25 @@ OORD_RECIPE = Recipe(
     warmup=0,
     decay="constant",
     ema_half_life=0,
+)
+
+# Sonderby et al. 2016, section 3: batches of 256, 2000 passes
+LADDER_RECIPE = Recipe(
+    batch_size=256,
+    pictures=2_000 * 60_000,
+    optimizers={"model": Optimizer("adam", lr=1e-3, clip=None)},
+    warmup=0,
+    ema_half_life=0,
+)
+
+# Kingma et al. 2016 train with Adamax, which Adam stands in for; their average of weights keeps 0.999 of itself at a
+# step of 128 pictures
+IAF_RECIPE = Recipe(
+    batch_size=128,
+    pictures=400 * 50_000,
+    optimizers={"model": Optimizer("adam", lr=1e-3)},
+    warmup=10_000,
+    ema_half_life=88_000,
 )
 
 
@@ -465,10 +488,99 @@ vq_vae = System(
     ),
 )  # fmt: skip
 
+# 2.6.3: latents in layers ---------------------------------------------------------------------------------------------
+
+hierarchical_variational_model = System(
+    name="hierarchical-variational-model",
+    title="Hierarchical variational model",
+    paper=Paper("Hierarchical Variational Models", "Ranganath, Tran, Blei", 2016, "1511.02386"),
+    family="vae",
+    survey="section 2.6.3",
+    summary=(
+        "The posterior of the code has a latent variable of its own, so that it is a mixture without end and its "
+        "dimensions may depend on each other; an auxiliary network guesses how each code was drawn, and keeps the bound."
+    ),
+    stages=_one_stage(HierarchicalVariationalModel, {
+        "small": lambda data: HierarchicalConfig(data.image_size, data.channels),
+        # The paper's models are of counts; its posterior here is of the code of Burda et al.
+        "paper": lambda data: HierarchicalConfig(
+            data.image_size, data.channels, 50, 50, MLPConfig((200,), "tanh"), 200, (200,), "tanh", BernoulliConfig()
+        ),
+    }),
+)  # fmt: skip
+
+iaf_vae = System(
+    name="iaf-vae",
+    title="ResNet VAE with inverse autoregressive flow",
+    paper=Paper(
+        "Improving Variational Inference with Inverse Autoregressive Flow",
+        "Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling", 2016, "1606.04934",
+    ),
+    family="vae",
+    survey="section 2.6.3, eq. 29-31",
+    summary=(
+        "Levels of latent maps on a residual network that is climbed with the picture and descended with the latents. "
+        "Masked convolutions bend the Gaussian of each level into a posterior of any shape, drawn in one pass."
+    ),
+    stages=_one_stage(IAFVAE, {
+        "small": lambda data: IAFConfig(data.image_size, data.channels, objective=ELBO(warmup_steps=100)),
+        # The deepest model of their table 3: 10 levels at each of two sizes
+        "paper": lambda data: IAFConfig(
+            data.image_size, data.channels, latent=32, width=160, depths=(10, 10), flow_layers=2, weight_norm=True,
+            likelihood=LogisticsConfig(1), objective=ELBO(free_bits=0.25),
+        ),
+    }, IAF_RECIPE),
+)  # fmt: skip
+
+ladder_vae = System(
+    name="ladder-vae",
+    title="Ladder variational autoencoder",
+    paper=Paper(
+        "Ladder Variational Autoencoders", "Sonderby, Raiko, Maaloe, Sonderby, Winther", 2016, "1602.02282"
+    ),
+    family="vae",
+    survey="section 2.6.3, eq. 29-31",
+    summary=(
+        "Layers of latents, each a Gaussian given the one above. At every layer what the picture says from below and "
+        "what is expected from above are weighed by their precisions, so that the upper layers learn something too."
+    ),
+    stages=_one_stage(LadderVAE, {
+        "small": lambda data: LadderConfig(data.image_size, data.channels, objective=ELBO(warmup_steps=100)),
+        # Five levels, warmed up in 200 passes; layer normalisation in place of that of batches
+        "paper": lambda data: LadderConfig(
+            data.image_size, data.channels, (64, 32, 16, 8, 4), (512, 256, 128, 64, 64), MLPConfig((512,), "leaky"),
+            "leaky", "layer", BernoulliConfig(), ELBO(warmup_steps=200 * 60_000 // 256),
+        ),
+    }, LADDER_RECIPE),
+)  # fmt: skip
+
+vhp_vae = System(
+    name="vhp-vae",
+    title="VAE with a learned hierarchical prior",
+    paper=Paper(
+        "Learning Hierarchical Priors in VAEs", "Klushyn, Chen, Kurle, Cseke, van der Smagt", 2019, "1905.04982"
+    ),
+    family="vae",
+    survey="section 2.6.3",
+    summary=(
+        "The prior of the code is itself made of a smaller code, and learned, so that codes need not be pressed into a "
+        "ball. How well pictures must be explained is a constraint; the weight of the KL follows it, and comes to one."
+    ),
+    stages=_one_stage(VHPVAE, {
+        "small": lambda data: VHPConfig(
+            data.image_size, data.channels, constraint=ConstraintConfig(hold_prior=False)
+        ),
+        "paper": lambda data: VHPConfig(
+            data.image_size, data.channels, 32, 32, 16, MLPConfig((256, 256), "relu"), (256, 256), "relu",
+            BernoulliConfig(), ConstraintConfig(most=0.08, begin=0.01),
+        ),
+    }),
+)  # fmt: skip
+
 SYSTEMS: tuple[System, ...] = (
     autoencoder,
     denoising_autoencoder,
     generative_dae,
     vae, beta_vae, capacity_vae, pixelvae, cvae, semi_supervised_m1, semi_supervised_m2, semi_supervised_vae, iwae,
-    draw, vq_vae,
+    draw, vq_vae, hierarchical_variational_model, iaf_vae, ladder_vae, vhp_vae,
 )  # fmt: skip
