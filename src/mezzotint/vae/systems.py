@@ -498,7 +498,7 @@ hierarchical_variational_model = System(
     survey="section 2.6.3",
     summary=(
         "The posterior of the code has a latent variable of its own, so that it is a mixture without end and its "
-        "dimensions may depend on each other; an auxiliary network guesses how each code was drawn, and keeps the bound."
+        "dimensions may depend on each other; an auxiliary network that guesses how each was drawn keeps the bound."
     ),
     stages=_one_stage(HierarchicalVariationalModel, {
         "small": lambda data: HierarchicalConfig(data.image_size, data.channels),
