@@ -29,7 +29,7 @@ GALLERY = ROOT / "gallery"
 NUMBERS = ROOT / "src" / "mezzotint" / "gallery.json"
 RUNS = "runs/gallery"
 JUDGE = f"{RUNS}/classifier"
-JUDGED = f"--data fashion --n 1000 --classifier {JUDGE}"
+JUDGED = f"--data fashion --n 1000 --likelihood-n 50 --classifier {JUDGE}"
 SHOWN = (
     "fd_classifier",
     "precision",
@@ -46,7 +46,7 @@ class Entry:
     """One page: how a system was trained, drawn from and judged."""
 
     system: str
-    pictures: int = 20_000  # seen in training, over all stages
+    pictures: int = 40_000  # seen in training, over all stages
     data: str = "fashion"
     train: str = ""  # further options of `mezzotint train`
     controls: str = ""  # options of `mezzotint sample` and `evaluate`
@@ -69,7 +69,7 @@ ENTRIES = (
     Entry("dit", controls=GUIDED),
     Entry("progressive-distillation"),
     Entry("consistency-distillation", controls="--steps 2"),
-    Entry("consistency-training", train="--set total_steps=1250", controls="--steps 2"),
+    Entry("consistency-training", train="--set total_steps=2500", controls="--steps 2"),
     Entry("dmd"),
     Entry("dfno"),
     Entry("neural-ode"),
