@@ -47,7 +47,7 @@ def test_the_probabilities_of_all_pictures_sum_to_one_and_the_bound_lies_below(t
     truth("vdvae", "sum over 2x2 pictures of E_q[p(x, z) / q(z | x)]", "1", abs(weighted.sum() - 1), 3e-4)
     truth("vdvae", "E_q[p(x, z) / q(z | x)]", "quadrature over the prior", (weighted / p - 1).abs().max(), 5e-3)
     bound, sampled = nodes.mean(inferred.elbo), nodes.mean(inferred.log_weight)
-    truth("vdvae", "KL of groups in closed form", "E_q[ln q - ln p]", (bound - sampled).abs().max(), 1e-12)
+    truth("vdvae", "KL of groups in closed form", "E_q[ln q - ln p]", (bound - sampled).abs().max(), 1e-13)
     assert (bound < p.log() - 0.1).all()
     many = made.float().elbo(pictures[:4].float(), samples=5000)
     truth("vdvae", "ln p(x) by 5,000 weighted samples", "quadrature", (many - p[:4].log()).abs().max(), 0.05)
@@ -99,17 +99,21 @@ def stream(blocks: int) -> float:
 
 def test_the_stream_of_sixty_blocks_is_no_larger_than_that_of_four(truth):
     four, sixty = stream(4), stream(60)
-    truth("vdvae", "variance of the stream after 60 blocks", "after 4", abs(sixty / four - 1), 0.25)
+    truth("vdvae", "variance of the stream after 60 blocks", "after 4", abs(sixty / four - 1), 0.15)
 
 
 def test_what_the_encoder_knows_grows_no_more_with_depth(truth):
+    """With branches whose own gain is near one, so that without scaling the variance would grow exponentially."""
     seen = []
     for blocks in (4, 60):
-        torch.manual_seed(0)
         made = model(8, f"8x{blocks}", "8x1", width=32)
         with torch.no_grad():
-            seen.append(made.recognise(Batch(torch.randn(16, 1, 8, 8)))[0].var())
-    truth("vdvae", "variance of the encoder after 60 blocks", "after 4", abs(seen[1] / seen[0] - 1), 0.25)
+            for block in made.encoder:
+                for layer in block.convs:
+                    layer.weight.mul_(6**0.5)  # from a variance of 1 / (3 inputs) to that of He et al. 2015
+            x = torch.randn(16, 1, 8, 8)
+            seen.append(made.recognise(Batch(x))[0].var() / made.stem(x).var())
+    truth("vdvae", "growth of the encoder's variance in 60 blocks", "in 4", abs(seen[1] / seen[0] - 1), 0.12)
 
 
 def test_sixty_blocks_begin_with_a_finite_loss_and_gradients_everywhere():

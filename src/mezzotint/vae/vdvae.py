@@ -225,7 +225,7 @@ class VDVAE(GroupedModel):
     Gradients that are far from the usual norm are skipped by the trainer, whose measure follows the run; the paper's
     fixed threshold may lie below every gradient of a run, which then learns nothing for ever.
 
-    Source: Child 2021 (arXiv 2011.10650), section 3; survey, section 2.7, fig. 11.
+    Source: Child 2021 (arXiv 2011.10650), section 3; survey, section 2.6.3, fig. 11.
     """
 
     config: VDVAEConfig
