@@ -113,13 +113,40 @@ class ResampleConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, 2H, 2W) or (B, C_out, H/2, W/2)."""
         if self.direction == "down":
-            extra = len(self.taps)  # K - 2 for the filter and 2 for the convolution
-            y: Tensor = self.conv(fir(x, self.taps, padding=((extra + 1) // 2, extra // 2)))
-            return y
-        extra = len(self.taps) - 4
-        spread = F.conv_transpose2d(x, self.conv.weight.transpose(0, 1).flip(2, 3), stride=2)  # (B, C_out, 2H+1, 2W+1)
-        y = fir(spread, 2 * self.taps, padding=((extra + 1) // 2 + 1, extra // 2 + 1))
+            return convolve_down(x, self.conv.weight, self.taps, self.conv.bias)
+        y = convolve_up(x, self.conv.weight, self.taps)
         return y if self.conv.bias is None else y + self.conv.bias[:, None, None]
+
+
+def convolve_down(x: Tensor, weight: Tensor, taps: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Filtered, then convolved at every second pixel, padded once for both.
+
+    x       (B, C_in, H, W)
+    weight  (C_out, C_in, k, k), k odd
+    taps    (K,), their sum 1
+    bias    (C_out,)
+
+    Gives (B, C_out, H/2, W/2).
+    """
+    extra = len(taps) - 2 + weight.shape[-1] - 1  # of the filter and of the convolution
+    return F.conv2d(fir(x, taps, padding=((extra + 1) // 2, extra // 2)), weight, bias, stride=2)
+
+
+def convolve_up(x: Tensor, weight: Tensor, taps: Tensor, groups: int = 1) -> Tensor:
+    """Spread by zeros, convolved at every second pixel of that, then filtered.
+
+    x       (B, C_in, H, W)
+    weight  (C_out, C_in / groups, k, k), k odd; C_out and C_in in so many groups that do not see each other
+    taps    (K,), their sum 1
+
+    Gives (B, C_out, 2H, 2W).
+    """
+    k = weight.shape[-1]
+    w = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)  # (C_in, C_out / groups, k, k)
+    spread = F.conv_transpose2d(x, w.flip(2, 3), stride=2, groups=groups)  # (B, C_out, 2H + k - 2, 2W + k - 2)
+    extra = len(taps) - k - 1
+    padding = ((extra + 1) // 2 + 1, extra // 2 + 1)
+    return fir(spread, 2 * taps, padding=padding)
 
 
 def _pass(
