@@ -81,20 +81,20 @@ class CodecConfig(Config):
     def level(self, i: int, before: int, blocks: int, resample: nn.Module | None) -> Level:
         """So many residual blocks of level i, the first of which sees `before` channels."""
         width = self.widths[i]
-        attentions = [self._attention(width) if self.attention[i] else nn.Identity() for _ in range(blocks)]
-        return Level([self._block(width if k else before, width) for k in range(blocks)], attentions, resample)
+        layers = [self._block(width if k else before, width) for k in range(blocks)]
+        return Level(layers, [self._attention(width, self.attention[i]) for _ in layers], resample)
 
     def middle(self) -> Level:
         """Two residual blocks of the coarsest level, and attention."""
         width = self.widths[-1]
-        attention = self._attention(width) if self.middle_attention else nn.Identity()
+        attention = self._attention(width, self.middle_attention)
         return Level([self._block(width, width) for _ in range(2)], [attention], None)
 
     def _block(self, before: int, width: int) -> ResBlock:
         return ResBlock(before, width, groups=self.groups, eps=EPS, dropout=self.dropout)
 
-    def _attention(self, width: int) -> Attention:
-        return Attention(width, groups=self.groups, eps=EPS)
+    def _attention(self, width: int, has: bool) -> nn.Module:
+        return Attention(width, groups=self.groups, eps=EPS) if has else nn.Identity()
 
 
 class Encoder(nn.Module):
@@ -104,8 +104,8 @@ class Encoder(nn.Module):
     channels  of the picture
     outputs   of the map: of a codebook's vectors, or twice the latent channels for means and log-variances
 
-    The strided convolutions see zeros to the right and below only. Source: Esser et al. 2021 (arXiv 2012.09841),
-    appendix, table 7; Rombach et al. 2022 (arXiv 2112.10752), appendix E.1.
+    The strided convolutions see zeros to the right and below only. Source: Esser et al. 2021 (arXiv 2012.09841);
+    Rombach et al. 2022 (arXiv 2112.10752).
     """
 
     def __init__(self, config: CodecConfig, channels: int, outputs: int) -> None:

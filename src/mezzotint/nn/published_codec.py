@@ -95,7 +95,8 @@ def translated_codec(codec: Codec, theirs: Mapping[str, Tensor]) -> dict[str, Te
 
     Raises `CheckpointError` unless each of the two has exactly the tensors that the other needs, in the right shapes.
     """
-    rest, ours = dict(theirs), {}
+    rest = dict(theirs)
+    ours: dict[str, Tensor] = {}
     for part, network in (("encoder", codec.encoder), ("decoder", codec.decoder)):
         mine = {name: rest.pop(name) for name in theirs if name.startswith(f"{part}.")}
         found = translated(network, {name.removeprefix(f"{part}."): tensor for name, tensor in mine.items()})
