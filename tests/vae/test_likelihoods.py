@@ -83,7 +83,7 @@ def test_chances_of_all_binary_pictures_sum_to_one(truth):
     images = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=6))).double().view(64, 1, 2, 3)
     numbers = 3 * torch.randn(1, 1, 2, 3).double()
     total = likelihood.log_prob(spread(numbers, images), images).exp().sum()
-    truth("Bernoulli pixels", "sum over all 64 pictures of 2 x 3 pixels", "1", abs(total - 1), 1e-14)
+    truth("Bernoulli pixels", "sum over all 64 pictures of 2 x 3 pixels", "1", abs(total - 1), 1e-15)
 
 
 def test_black_and_white_are_a_bernoulli_distribution(truth):
@@ -92,7 +92,7 @@ def test_black_and_white_are_a_bernoulli_distribution(truth):
     assert images.unique().tolist() == [-1, 1]
     expected = TorchBernoulli(logits=numbers).log_prob((images + 1) / 2).flatten(1).sum(1)
     error = (likelihood.log_prob(numbers, images) - expected).abs().max()
-    truth("Bernoulli pixels", "ln p(x), nats", "torch.distributions", error, 1e-13)
+    truth("Bernoulli pixels", "ln p(x), nats", "torch.distributions", error, 1e-14)
     truth("Bernoulli pixels", "mean", "2 p - 1",
           (likelihood.mean(numbers) - (2 * numbers.sigmoid() - 1)).abs().max(), 1e-15)  # fmt: skip
 
@@ -127,7 +127,7 @@ def test_the_learned_deviation_is_the_root_of_the_mean_squared_error(truth):
         likelihood.log_std.copy_(torch.log(error.sqrt() - likelihood.least))
     best = likelihood.log_prob(numbers, images).mean()
     (gradient,) = torch.autograd.grad(best, likelihood.log_std)
-    truth("Gaussian pixels", "d ln p / d sigma at sigma^2 = mean squared error", "0", abs(gradient), 1e-13)
+    truth("Gaussian pixels", "d ln p / d sigma at sigma^2 = mean squared error", "0", abs(gradient), 1e-14)
     for step in (-0.1, 0.1):
         with torch.no_grad():
             likelihood.log_std.add_(step)
@@ -146,7 +146,7 @@ def test_no_deviation_is_learned_below_half_a_level():
 def test_gaussian_draws_have_its_mean_and_deviation(truth):
     numbers = torch.tensor([-0.3, 0.1])[:, None, None, None].expand(2, 1, 200, 200)
     drawn = GaussianPixels(1, 0.1).draw(numbers, random(2))
-    truth("Gaussian pixels", "mean of 40,000 draws", "mu", (drawn - numbers).mean((1, 2, 3)).abs().max(), 1.5e-3)
+    truth("Gaussian pixels", "mean of 40,000 draws", "mu", (drawn - numbers).mean((1, 2, 3)).abs().max(), 1e-3)
     truth("Gaussian pixels", "deviation of 40,000 draws", "sigma", (drawn.std((1, 2, 3)) - 0.1).abs().max(), 1e-3)
 
 
@@ -174,7 +174,7 @@ def test_the_256_levels_of_a_grey_pixel_sum_to_one(truth, mixtures):
     for seed in range(4):
         likelihood, numbers = logistics(1, mixtures, seed)
         total = chances(likelihood, numbers, LEVELS).sum()
-        truth("discretised logistics", "sum over 256 levels of grey", "1", abs(total - 1), 5e-15)
+        truth("discretised logistics", "sum over 256 levels of grey", "1", abs(total - 1), 2e-15)
 
 
 def test_summed_over_green_and_blue_the_chance_of_red_is_left(truth):
@@ -188,7 +188,7 @@ def test_summed_over_green_and_blue_the_chance_of_red_is_left(truth):
         total = chances(likelihood, numbers, images).sum()
         expected = chances(red_alone, of_red, torch.full((1, 1, 1, 1), red, dtype=torch.float64))[0]
         truth("discretised logistics", "sum over 65,536 greens and blues, relative", "chance of red",
-              abs(total / expected - 1), 1e-13)  # fmt: skip
+              abs(total / expected - 1), 4e-15)  # fmt: skip
 
 
 @pytest.mark.parametrize("distance", [0.0, 1.0, 30.0, 500.0])
@@ -211,7 +211,7 @@ def test_probabilities_are_those_of_the_paper_however_far_in_the_tail(truth, dis
             expected = float(mpmath.log(upper - lower))
             worst = max(worst, abs(found - expected) / max(1.0, abs(expected)))
     truth("discretised logistics", f"ln P {distance:g} scales from the mean, relative", "eq. 2 in 600 digits",
-          worst, 2e-14)  # fmt: skip
+          worst, 1e-15)  # fmt: skip
 
 
 def test_colours_are_chained_as_the_paper_says(truth):
@@ -247,7 +247,7 @@ def test_levels_are_drawn_as_often_as_they_are_likely(truth):
 
 
 def test_the_mean_of_grey_is_the_mean_over_levels(truth):
-    """But for rounding to levels, by half of one at the most: also where most of the mass lies on an edge."""
+    """But for rounding to levels, which is hardly seen in a mean: also where most of the mass lies on an edge."""
     likelihood, worst = DiscretisedLogistics(1, 2), 0.0
     for means, log_scales in itertools.product(
         ((0.1, -0.4), (5.0, -0.9), (-1.2, 1.1), (0.99, -3.0)), ((-6, -6), (-2, -4), (0, 1))
@@ -255,7 +255,7 @@ def test_the_mean_of_grey_is_the_mean_over_levels(truth):
         numbers = torch.tensor([0.3, -0.2, *means, *log_scales], dtype=torch.float64).view(1, 6, 1, 1)
         expected = (chances(likelihood, numbers, LEVELS) * LEVELS.flatten()).sum()
         worst = max(worst, abs(float(likelihood.mean(numbers) - expected)))
-    truth("discretised logistics", "mean", "sum over 256 levels", worst, 0.5 / 255)
+    truth("discretised logistics", "mean", "sum over 256 levels", worst, 2e-4)
 
 
 def test_the_mean_of_colours_is_the_mean_of_draws(truth):
