@@ -16,6 +16,7 @@ from ..core.config import Config
 from ..core.errors import ConfigError
 from ..core.labels import choose_labels, labels_of
 from ..core.model import Losses, Model
+from .layers import MinibatchDeviation
 from .losses import LOSSES, UNANCHORED, smoothed
 from .networks import Conditioning, DCGANConfig, Discriminator, Generator, NetworkConfig, Verdict
 from .penalties import Clipping, NoPenalty, PenaltyConfig
@@ -72,20 +73,30 @@ class GAN(Model):
 
     def __init__(self, config: GANConfig) -> None:
         super().__init__()
-        self.config = c = config
-        spectral = isinstance(c.network, DCGANConfig) and c.network.spectral
-        build = partial(c.network.generator, channels=c.channels, image_size=c.image_size)
-        self.generator: nn.Module = Generator(build, c.latent, c.classes)
-        look = partial(c.network.discriminator, image_size=c.image_size)
-        self.discriminator: nn.Module = Discriminator(
-            look, c.channels, c.classes, c.conditioning, spectral, c.loss not in UNANCHORED
-        )
+        self.config = config
+        self.generator: nn.Module = self.build_generator()
+        self.discriminator: nn.Module = self.build_discriminator()
         self.register_buffer("moves", torch.zeros((), dtype=torch.int64))  # steps that were made
+
+    def build_generator(self) -> nn.Module:
+        """What draws: (z, labels) -> pictures."""
+        c = self.config
+        return Generator(
+            partial(c.network.generator, channels=c.channels, image_size=c.image_size), c.latent, c.classes
+        )
+
+    def build_discriminator(self) -> nn.Module:
+        """What judges: (pictures, labels) -> `Verdict`."""
+        c = self.config
+        spectral = isinstance(c.network, DCGANConfig) and c.network.spectral
+        look = partial(c.network.discriminator, image_size=c.image_size)
+        return Discriminator(look, c.channels, c.classes, c.conditioning, spectral, c.loss not in UNANCHORED)
 
     @property
     def batch_statistics(self) -> bool:  # type: ignore[override]
         """Whether the pictures of a batch see each other in training."""
-        return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules())
+        seeing = (nn.modules.batchnorm._BatchNorm, MinibatchDeviation)
+        return any(isinstance(module, seeing) for module in self.modules())
 
     def players(self) -> dict[str, nn.Module]:
         """Each with an optimizer of its own."""
@@ -112,7 +123,7 @@ class GAN(Model):
     def generators(self, batch: Batch, labels: Tensor | None, random: PictureRandom) -> Losses:
         """What the generator minimises."""
         loss = LOSSES[self.config.loss].generator
-        fake = self.judge(self.generator(self.draw(random), labels), labels, random)
+        fake = self.judge(self.fakes(labels, random), labels, random)
         real = fake.score
         if self.config.loss == "relativistic":  # the others do not look at real pictures
             real = self.judge(batch.images, labels, random).score
@@ -127,7 +138,7 @@ class GAN(Model):
         """What the discriminator minimises."""
         c, x = self.config, batch.images
         with torch.no_grad():
-            fake = self.generator(self.draw(random), labels)
+            fake = self.fakes(labels, random)
         judged_real, judged_fake = self.judge(x, labels, random), self.judge(fake, labels, random)
         real_score, fake_score = judged_real.score, judged_fake.score
         total = LOSSES[c.loss].discriminator(real_score, fake_score)
@@ -157,8 +168,18 @@ class GAN(Model):
         mix = random.uniform()
         if int(self.moves) % penalty.every:
             return torch.zeros((), device=real.device)
-        value = penalty(lambda x: self.discriminator(x, labels).score, real, fake, mix, self.progress())
+        value = penalty(lambda x: self.slope_of(x, labels, random), real, fake, mix, self.progress())
         return None if value is None else penalty.every * value.mean()
+
+    def slope_of(self, x: Tensor, labels: Tensor | None, random: PictureRandom) -> Tensor:
+        """The score whose slope is punished, (B,): the discriminator's, without the noise."""
+        score: Tensor = self.discriminator(x, labels).score
+        return score
+
+    def fakes(self, labels: Tensor | None, random: PictureRandom) -> Tensor:
+        """Pictures of one batch of training, (B, C, H, W)."""
+        images: Tensor = self.generator(self.draw(random), labels)
+        return images
 
     def progress(self) -> Tensor:
         """Share of the training that is done, as far as the config knows how long it lasts, ()."""
