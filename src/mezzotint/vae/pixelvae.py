@@ -95,7 +95,7 @@ class PixelVAEConfig(VAEConfig):
 
     network: ConvConfig | MLPConfig | PairsConfig = field(default_factory=ConvConfig)  # type: ignore[assignment]
     features: int = 16
-    pixelcnn: PixelCNNConfig = field(default_factory=lambda: PixelCNNConfig(24, 3, 5, 3, 32))
+    pixelcnn: PixelCNNConfig = field(default_factory=lambda: PixelCNNConfig(24, 2, 7, 3, 32))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,7 +141,7 @@ class PixelVAE(VAE):
         images  (B, C, H, W)
         z       (B, latent)
         """
-        return cast("Tensor", self.pixelcnn(images, **self._told(z)))
+        return cast("Tensor", self.pixelcnn(images, *self._told(z)))
 
     def generate(self, n: int, draws: Draws, temperature: float = 1.0) -> Tensor:
         """The numbers for the pixels of n pictures that are drawn for it, each of the pixels before it."""
@@ -155,10 +155,15 @@ class PixelVAE(VAE):
         cached  see `sample_pixels`
         """
         size = (self.config.image_size, self.config.image_size)
-        return sample_pixels(self.pixelcnn, self.likelihood.draw, size, random, cached=cached, **self._told(z))
+        vector, features = self._told(z)
+        return sample_pixels(
+            self.pixelcnn, self.likelihood.draw, size, random, vector=vector, features=features, cached=cached
+        )  # fmt: skip
 
-    def _told(self, z: Tensor) -> dict[str, Tensor]:
-        return {"features" if self.config.features else "vector": self.decoder(z)}
+    def _told(self, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The vector and the map that the PixelCNN is told: one of them."""
+        told = self.decoder(z)
+        return (None, told) if self.config.features else (told, None)
 
     @torch.no_grad()
     def sample(
