@@ -179,6 +179,13 @@ def test_the_prior_waits_until_the_constraint_is_met_but_codes_feel_it():
     assert met.beta > 0.1
 
 
+def test_a_constraint_that_cannot_be_met_leaves_some_weight_on_the_prior():
+    model = small(constraint=ConstraintConfig(most=-5.0, begin=0.5, least=0.3, hold_prior=False)).train()
+    model(Batch(every_picture()))
+    model.after_step(0)
+    assert float(model.beta) == pytest.approx(0.3)
+
+
 def test_looking_at_held_out_pictures_moves_nothing():
     model = small(constraint=ConstraintConfig()).eval()
     model(Batch(every_picture()))
@@ -225,7 +232,8 @@ def test_choices_that_cannot_be_are_refused(choices, complaint):
 
 
 @pytest.mark.parametrize(
-    ("choices", "complaint"), [({"begin": 0.0}, "above 0"), ({"memory": 1.0}, "memory"), ({"rate": -1.0}, "rate")]
+    ("choices", "complaint"),
+    [({"least": 0.0}, "above 0"), ({"begin": 0.001}, "above 0"), ({"memory": 1.0}, "memory"), ({"rate": -1.0}, "rate")],
 )
 def test_constraints_that_cannot_be_are_refused(choices, complaint):
     with pytest.raises(ConfigError, match=complaint):

@@ -576,7 +576,8 @@ vhp_vae = System(
     ),
     stages=_one_stage(VHPVAE, {
         "small": lambda data: VHPConfig(
-            data.image_size, data.channels, constraint=ConstraintConfig(hold_prior=False)
+            data.image_size, data.channels,
+            constraint=ConstraintConfig(most=2.9, begin=0.2, least=0.1, memory=0.9, hold_prior=False),
         ),
         "paper": lambda data: VHPConfig(
             data.image_size, data.channels, 32, 32, 16, MLPConfig((256, 256), "relu"), (256, 256), "relu",
@@ -590,8 +591,8 @@ vhp_vae = System(
 # A few minutes on two cores; small batches, for there are few steps in that time
 GROUPS_SMALL = Recipe(
     batch_size=32,
-    optimizers={"model": Optimizer("adamw", lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01, clip=None)},
-    warmup=2_000,
+    optimizers={"model": Optimizer("adamw", lr=3e-3, betas=(0.9, 0.99), weight_decay=0.01, clip=None)},
+    warmup=1_000,
     ema_half_life=5_000,
 )
 
@@ -685,8 +686,8 @@ vdvae = System(
     survey="section 2.6.3, eq. 29-31, figure 11",
     summary=(
         "A ladder of residual blocks from one pixel to the whole picture, each with a group of codes of its own, as "
-        "many as one likes. Deep enough, it can do what an autoregressive model does, in far fewer steps; how many groups "
-        "are drawn, and how boldly, is chosen when it samples."
+        "many as one likes. Deep enough, it can do what an autoregressive model does, in far fewer steps; how many "
+        "groups are drawn, and how boldly, is chosen when it samples."
     ),
     stages=(Stage("model", VDVAE, {
         "small": _short_ladder,

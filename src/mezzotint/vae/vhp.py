@@ -28,15 +28,18 @@ class ConstraintConfig(Config):
     """
 
     most: float = 2.4  # kappa^2: -ln p(x | z) at most, on average, nats per channel of a pixel
-    begin: float = 0.1  # beta at the first step, above 0
+    begin: float = 0.1  # beta at the first step
+    least: float = 0.01  # of beta, above 0: a constraint that cannot be met is not to leave codes without a prior
     rate: float = 1.0  # nu
     slope: float = 3.0  # tau
     memory: float = 0.99  # alpha: share of the moving average of -ln p(x | z) that survives a step
     hold_prior: bool = True  # the prior's networks wait until the constraint is met for the first time
 
     def __post_init__(self) -> None:
-        if not self.begin > 0:
-            raise ConfigError(f"beta begins above 0, not at {self.begin}")
+        if not 0 < self.least <= self.begin:
+            raise ConfigError(
+                f"beta begins at {self.begin} and stays above {self.least}, which must be above 0 and not more"
+            )
         if not 0 <= self.memory < 1:
             raise ConfigError(f"memory is the share of an average that survives a step, not {self.memory}")
         if self.rate < 0 or self.slope < 0:
@@ -203,7 +206,9 @@ class VHPVAE(VariationalModel):
         excess = self.average - constraint.most
         self.met |= excess < 0
         if bool(self.met):
-            self.beta.copy_(multiplier(self.beta, excess, constraint.rate, constraint.slope))
+            self.beta.copy_(
+                multiplier(self.beta, excess, constraint.rate, constraint.slope).clamp_min(constraint.least)
+            )
 
     def generate(self, n: int, draws: Draws, temperature: float = 1.0) -> Tensor:
         """Zeta from N(0, t^2 I), z from p(z | zeta) at the same temperature t, and the decoder's numbers."""
