@@ -9,7 +9,7 @@ from .made import MADE, MADEConfig
 # A few minutes on two cores of a laptop
 SMALL_RECIPE = Recipe(
     batch_size=100,
-    optimizers={"model": Optimizer("adam", lr=1e-3)},
+    optimizers={"model": Optimizer("adam", lr=3e-3)},
     warmup=0,
     ema_half_life=20_000,
     pixels="binary",
@@ -63,7 +63,7 @@ made = System(
         Stage(
             "model", MADE,
             {
-                "small": lambda data: MADEConfig(data.image_size, data.channels, widths=(1000,)),
+                "small": lambda data: MADEConfig(data.image_size, data.channels, widths=(1000,), direct=True),
                 "paper": lambda data: MADEConfig(
                     data.image_size, data.channels, widths=(8000, 8000), direct=True, masks=32, orders="random"
                 ),
