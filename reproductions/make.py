@@ -13,6 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PAGES = HERE.parent / "gallery" / "reproductions"
 SCRIPTS = (
+    "figure_1",
     "figure_7",
     "table_6",
     "table_7",
