@@ -205,6 +205,10 @@ def test_latents_are_of_every_dimension_and_reconstructions_of_their_means():
     assert torch.equal(found.means, torch.cat([group.z for group in drawn], 1))
     assert torch.equal(found.means[:, :2], seen[0])
     assert torch.equal(model.reconstruct(x), torch.tanh(numbers / 2))
+    assert torch.equal(model.decode(model.encode(x)), model.reconstruct(x))
+    for dims in (2, 4, 6):
+        with pytest.raises(ConfigError, match=f"do not have {dims} dimensions"):
+            model.decode(torch.zeros(1, dims).double())
     assert torch.equal(found.kl, model.infer(Batch(x), seen, Draws(PictureRandom(range(5)))).kl)
 
 
@@ -230,7 +234,7 @@ def test_colour_pictures_and_convolutions():
     model = LadderVAE(config)
     assert model.sample(3).shape == (3, 3, 8, 8)
     assert LadderConfig.from_dict(config.to_dict()) == config
-    assert {"sample", "elbo", "reconstruct"} <= set(abilities(LadderVAE))
+    assert {"sample", "elbo", "encode and decode", "reconstruct"} <= set(abilities(LadderVAE))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.batch import Batch, PictureRandom
+from ..core.errors import ConfigError
 from .gaussian import Gaussian
 from .likelihoods import Likelihood
 from .model import Draws, Latents, VariationalModel
@@ -136,17 +137,37 @@ class TopDownModel(VariationalModel):
         means  of each group given the means of those above it: z where no noise is added, (B, D)
         kl     given one draw of the groups above (picture k with seed k), which is right on average, (B, D)
         """
-        seen = self.recognise(Batch(images))
-        still = self.descend(len(images), _draws(images), seen, temperature=0.0)[1]
-        drawn = self.descend(len(images), _draws(images), seen)[1]
-        means, kl = [group.z.flatten(1) for group in still], [group.kl.flatten(1) for group in drawn]
-        return Latents(torch.cat(means, 1), torch.cat(kl, 1))
+        drawn = self.descend(len(images), _draws(images), self.recognise(Batch(images)))[1]
+        return Latents(self.encode(images), torch.cat([group.kl.flatten(1) for group in drawn], 1))
 
     @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """The means of all groups from the top, each given the means above it, (B, D)."""
+        still = self.descend(len(images), _draws(images), self.recognise(Batch(images)), temperature=0.0)[1]
+        return torch.cat([group.z.flatten(1) for group in still], 1)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """E[x | z] of all groups from the top, (B, D) -> (B, C, H, W) in [-1, 1].
+
+        Raises `ConfigError` for another number of dimensions.
+        """
+        state, left = self.start(len(codes)), codes
+        for level in self._levels():
+            prior, rest = level.look(state)
+            size = prior.mean[0].numel()
+            if left.shape[1] < size:
+                break
+            z, left = left[:, :size].reshape(prior.mean.shape), left[:, size:]
+            state = level.onward(state, rest, z)
+        else:
+            if not left.shape[1]:
+                return self.likelihood.mean(self.finish(state))
+        raise ConfigError(f"the groups of this hierarchy do not have {codes.shape[1]} dimensions together")
+
     def reconstruct(self, images: Tensor) -> Tensor:
-        """E[x | z] of z without noise, (B, C, H, W) in [-1, 1]."""
-        seen = self.recognise(Batch(images))
-        return self.likelihood.mean(self.descend(len(images), _draws(images), seen, temperature=0.0)[0])
+        """What is decoded of what is encoded, (B, C, H, W) in [-1, 1]."""
+        return self.decode(self.encode(images))
 
 
 def _draws(images: Tensor) -> Draws:
