@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from ..autoregressive.pixelcnn import PixelCNNConfig
 from ..autoregressive.tokens import PixelCNNPriorConfig
@@ -537,7 +538,7 @@ iaf_vae = System(
             data.image_size, data.channels, latent=32, width=160, depths=(10, 10), flow_layers=2, weight_norm=True,
             likelihood=LogisticsConfig(1), objective=ELBO(free_bits=0.25),
         ),
-    }, IAF_RECIPE),
+    }, IAF_RECIPE, replace(SMALL_RECIPE, optimizers={"model": Optimizer("adam", lr=3e-3)})),
 )  # fmt: skip
 
 ladder_vae = System(
