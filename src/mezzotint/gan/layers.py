@@ -245,3 +245,12 @@ class MappingNetwork(nn.Module):
         device = self.average.device
         w = self(z.to(device), None if labels is None else labels.to(device))
         self.average.lerp_(w.float().mean(0), 1 - self.decay)
+
+
+def mean_over_processes(values: Sequence[Tensor]) -> Tensor:
+    """The mean of numbers, (N,) each, of which every process has as many; over all processes, ()."""
+    total = torch.cat(list(values)).float().mean()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+        total /= torch.distributed.get_world_size()
+    return total

@@ -128,6 +128,8 @@ def convolve_down(x: Tensor, weight: Tensor, taps: Tensor, bias: Tensor | None =
 
     Gives (B, C_out, H/2, W/2).
     """
+    if weight.shape[-1] == 1:  # what is not kept need not be filtered either
+        return F.conv2d(downsample(x, taps), weight, bias)
     extra = len(taps) - 2 + weight.shape[-1] - 1  # of the filter and of the convolution
     return F.conv2d(fir(x, taps, padding=((extra + 1) // 2, extra // 2)), weight, bias, stride=2)
 
