@@ -13,6 +13,7 @@ from ..core.system import Optimizer, Paper, Recipe, Stage, System
 from .model import GAN, GANConfig
 from .networks import DCGANConfig, MLPConfig
 from .penalties import Clipping, GradientPenalty, Roth, ZeroCentred
+from .resnet import ResNetConfig, ResNetGAN, ResNetGANConfig
 
 
 def _recipe(lr: float, betas: tuple[float, float], batch_size: int = 64, **choices: Any) -> Recipe:
@@ -249,6 +250,92 @@ ac_gan = System(
     }),
 )  # fmt: skip
 
+# Miyato and Koyama 2018, section 4 and appendix: batches of 64, Adam at 2e-4 with beta 0 and 0.9, five critic steps
+PROJECTION_RECIPE = _recipe(2e-4, (0.0, 0.9), 64, ema_half_life=0, decay="linear")
+
+
+def _resnet(data: PictureSpec, network: ResNetConfig, **choices: Any) -> ResNetGANConfig:
+    return ResNetGANConfig(
+        data.image_size, data.channels, len(data.classes), network=network, loss="hinge",
+        conditioning="projection" if data.classes else "none", **choices,
+    )  # fmt: skip
+
+
+def small_resnet(data: PictureSpec, **choices: Any) -> ResNetConfig:
+    """A block for each halving down to 7 or 8 pixels, or as far as the size can be halved."""
+    blocks = small_networks(data).levels
+    return ResNetConfig(
+        (64,) * (blocks + 1), (*(32 * 2**k for k in range(blocks)), 64), critic_downs=blocks, **choices
+    )  # fmt: skip
+
+
+projection_gan = System(
+    name="projection-gan",
+    title="cGAN with projection discriminator",
+    paper=Paper("cGANs with Projection Discriminator", "Miyato, Koyama", 2018, "1802.05637"),
+    family="gan",
+    survey="section 3.2, eq. 46, figure 19 and table I",
+    summary=(
+        "The discriminator compares the class with what it sees in the picture, by an inner product, and nothing else "
+        "of it is told. Its weights are normalised by their largest singular values, and the generator's normalisation "
+        "is told the class."
+    ),
+    stages=_one_stage(ResNetGAN, {
+        "small": lambda data: _resnet(data, small_resnet(data, norm="group")),
+        "paper": lambda data: _resnet(data, ResNetConfig(), latent=128, critic_steps=5),
+    }, PROJECTION_RECIPE),
+)  # fmt: skip
+
+# Brock et al. 2018, appendix C: batches of 2048, Adam with beta 0 and 0.999, two critic steps, EMA 0.9999
+BIGGAN_RECIPE = Recipe(
+    batch_size=2048, pictures=1_000_000_000, warmup=0, decay="constant", ema_half_life=14_195_000,
+    optimizers={
+        "generator": Optimizer("adam", lr=5e-5, betas=(0.0, 0.999), eps=1e-6, clip=None),
+        "discriminator": Optimizer("adam", lr=2e-4, betas=(0.0, 0.999), eps=1e-6, clip=None),
+    },
+)  # fmt: skip
+
+
+def biggan_network(image_size: int, width: int = 96) -> ResNetConfig:
+    """The networks of Brock et al. 2018, appendix B, for 128 pixels; fewer blocks for smaller pictures."""
+    blocks = max(1, (image_size // 4).bit_length() - 1)
+    multipliers = (16, 16, 8, 4, 2, 1)[-(blocks + 1) :] if blocks < 5 else (16, 16, 8, 4, 2, 1)
+    seen = (1, 2, 4, 8, 16, 16)[: blocks + 1]
+    return ResNetConfig(
+        tuple(width * m for m in multipliers), tuple(width * m for m in seen), critic_downs=blocks,
+        spectral_generator=True, shared=128, hierarchical=True, attention=64 if image_size >= 128 else 0,
+    )  # fmt: skip
+
+
+biggan = System(
+    name="biggan",
+    title="BigGAN",
+    paper=Paper(
+        "Large Scale GAN Training for High Fidelity Natural Image Synthesis", "Brock, Donahue, Simonyan", 2018,
+        "1809.11096",
+    ),
+    family="gan",
+    survey="section 3.3, and the comparison of figure 54",
+    summary=(
+        "The projection GAN made large: one embedding of the class for all layers, a part of the noise for each, "
+        "weights that are kept from doing the same thing twice, huge batches. A threshold on the noise trades variety "
+        "for quality."
+    ),
+    stages=_one_stage(ResNetGAN, {
+        "small": lambda data: _resnet(
+            data, small_resnet(data, norm="group", spectral_generator=True, shared=32, hierarchical=True),
+            latent=20 * (small_networks(data).levels + 1), orthogonal=1e-4, critic_steps=2,
+        ),
+        "paper": lambda data: _resnet(
+            data, biggan_network(data.image_size), latent=20 * len(biggan_network(data.image_size).widths),
+            orthogonal=1e-4, critic_steps=2,
+        ),
+    }, BIGGAN_RECIPE, replace(SMALL_RECIPE, optimizers={
+        "generator": Optimizer("adam", lr=2e-4, betas=(0.0, 0.99), clip=None),
+        "discriminator": Optimizer("adam", lr=8e-4, betas=(0.0, 0.99), clip=None),
+    })),
+)  # fmt: skip
+
 SYSTEMS: tuple[System, ...] = (
-    gan, dcgan, instance_noise, roth_gan, wgan, wgan_gp, r1_gan, cgan, ac_gan,
+    gan, dcgan, instance_noise, roth_gan, wgan, wgan_gp, r1_gan, cgan, ac_gan, projection_gan, biggan,
 )  # fmt: skip
