@@ -475,7 +475,8 @@ vq_vae = System(
     stages=(
         Stage("codec", VQVAE, {
             "small": lambda data: VQVAEConfig(
-                data.image_size, data.channels, width=64, codebook=CodebookConfig(codes=128, width=16)
+                data.image_size, data.channels, width=64,
+                codebook=CodebookConfig(codes=128, width=16, decay=0.9),  # a short run needs codes that move soon
             ),
             # the codebook learned by gradient, from where it happens to begin; the width of a code is not in the paper
             "paper": lambda data: VQVAEConfig(
