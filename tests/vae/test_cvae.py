@@ -227,7 +227,7 @@ def test_every_condition_learns_and_draws_with_every_network(name, network):
         assert drawn.abs().max() <= 1
         if isinstance(condition, Quadrants):
             assert torch.equal(drawn[..., ~condition.hidden(8)], source[..., ~condition.hidden(8)])
-    assert model.target(source).shape == source.shape
+    assert model.likeness(source).shape == source.shape
     assert model.latents(source).kl.shape == (3, 3)
     assert model.elbo(source).shape == (3,)
 
@@ -298,7 +298,7 @@ def test_it_is_trained_looked_at_drawn_from_and_judged(kind, tmp_path):
     assert numbers["fd_pixels"].protocol["from"].startswith("what it sees of test pictures")
     assert numbers["bits_per_dim"].protocol["of"].startswith(f"{48 if kind == 'quadrants' else 64} numbers")
     images = test.batch(range(4)).images
-    assert torch.equal(model.target(images), images) == (kind == "quadrants")
+    assert torch.equal(model.likeness(images), images) == (kind == "quadrants")
 
 
 def test_bits_are_counted_for_the_pixels_that_are_not_seen(truth):

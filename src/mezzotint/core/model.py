@@ -59,7 +59,7 @@ class Model(nn.Module, ABC):
     def after_step(self, step: int) -> None:
         """Codebook averages, weight clipping, growing, annealing; called when all turns are done."""
 
-    def target(self, images: Tensor) -> Tensor:
+    def likeness(self, images: Tensor) -> Tensor:
         """What its samples are to be like, of real pictures: these, unless it draws something else of them."""
         return images
 

@@ -236,7 +236,7 @@ def _recognised(test: Pictures, real: Described) -> float | None:
 def _describe_real(model: Model, pictures: Pictures, n: int, describe: Describer) -> Described:
     """What samples of the model should be like, of at most n real pictures."""
     chosen = spread_over(len(pictures), n)
-    return describe(len(chosen), lambda places: model.target(pictures.batch([chosen[k] for k in places]).images))
+    return describe(len(chosen), lambda places: model.likeness(pictures.batch([chosen[k] for k in places]).images))
 
 
 def compare(
@@ -262,9 +262,9 @@ def _memorisation(
     sampling: Sampling, train: Pictures, real: Described, fake: Described
 ) -> tuple[list[Number], Neighbours]:
     """How near samples and held-out pictures are to the training pictures, and the nearest ones to look at."""
-    chosen, target = spread_over(len(train), MOST_TRAINING), sampling.model.target
+    chosen, likeness = spread_over(len(train), MOST_TRAINING), sampling.model.likeness
     parts = (chosen[i : i + 1000] for i in range(0, len(chosen), 1000))
-    known = torch.cat([thumbnails(target(train.batch(part).images)) for part in parts])
+    known = torch.cat([thumbnails(likeness(train.batch(part).images)) for part in parts])
     samples, k = NEIGHBOURS_SHOWN
     found = nearest(fake.thumbnails, known, min(k, len(known)))
     memorised = memorisation(found.distances[:, 0], nearest(real.thumbnails, known).distances[:, 0])
@@ -278,7 +278,7 @@ def _memorisation(
     names = {"closer_than_test": memorised.closer, "distance_ratio": memorised.ratio, "copies": memorised.copies}
     numbers = [_number(name, name, Estimate(value, 0.0), protocol) for name, value in names.items()]
     rows = found.indices[:samples]  # (K, k)
-    beside = target(train.batch([chosen[i] for i in rows.flatten().tolist()]).images).unflatten(0, rows.shape)
+    beside = likeness(train.batch([chosen[i] for i in rows.flatten().tolist()]).images).unflatten(0, rows.shape)
     distances = found.distances[:samples] / known.shape[1] ** 0.5
     return numbers, Neighbours(fake.pictures[:samples], beside, distances)
 

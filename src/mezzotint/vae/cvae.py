@@ -214,7 +214,7 @@ class CVAE(VariationalModel):
         self.prior = network.encoder(seen, size, 2 * config.latent)
         self.generation = Generation(network, seen, config.latent, self.likelihood.outputs, size)
 
-    def target(self, images: Tensor) -> Tensor:
+    def likeness(self, images: Tensor) -> Tensor:
         """What completed pictures are to be like: the pictures, or their silhouettes, (B, C, H, W)."""
         return self.config.condition.target(images).expand_as(images)
 

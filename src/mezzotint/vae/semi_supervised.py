@@ -290,7 +290,8 @@ class SemiSupervisedVAE(SemiSupervised):
 
     def infer(self, batch: Batch, seen: tuple[Tensor, ...], draws: Draws) -> Inferred:
         """The bound of ln p(x, y) where there is a label, of ln p(x) elsewhere."""
-        return self.core.infer(batch.images, *seen, batch.labels, draws.normal(self.core.latent))
+        logits, first = seen
+        return self.core.infer(batch.images, logits, first, batch.labels, draws.normal(self.core.latent))
 
     def _learned(self, batch: Batch) -> tuple[Inferred, Tensor]:
         seen = self.recognise(batch)
