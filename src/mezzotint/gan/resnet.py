@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, cast
 
@@ -223,7 +223,7 @@ class ResNetGenerator(nn.Module):
 class ResNetGANConfig(GANConfig):
     """A `GANConfig` of residual networks."""
 
-    network: ResNetConfig = ResNetConfig()  # type: ignore[assignment]
+    network: ResNetConfig = field(default_factory=ResNetConfig)  # type: ignore[assignment]
     orthogonal: float = 0.0  # beta of the orthogonal regularisation of the generator
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from ..core.batch import PictureSpec
 from ..core.config import Config
 from ..core.model import Model
 from ..core.system import Optimizer, Paper, Recipe, Stage, System
+from .improved import ClassifyingConfig, ClassifyingGAN, ImprovedConfig, ImprovedGAN
 from .model import GAN, GANConfig
 from .networks import DCGANConfig, MLPConfig
 from .penalties import Clipping, GradientPenalty, Roth, ZeroCentred
@@ -102,6 +103,61 @@ dcgan = System(
 )  # fmt: skip
 
 # 3.1: how they are trained --------------------------------------------------------------------------------------------
+
+SALIMANS = Paper(
+    "Improved Techniques for Training GANs", "Salimans, Goodfellow, Zaremba, Cheung, Radford, Chen", 2016, "1606.03498"
+)  # fmt: skip
+
+
+def _improved(data: PictureSpec, network: Any, **choices: Any) -> ImprovedConfig:
+    same: dict[str, Any] = {"label_smoothing": 0.1, "historical": 1e-3}
+    return ImprovedConfig(data.image_size, data.channels, network=network, **{**same, **choices})
+
+
+def _classifying(data: PictureSpec, network: Any, **choices: Any) -> ClassifyingConfig:
+    return ClassifyingConfig(
+        data.image_size, data.channels, network=network, feature_matching=True, named=len(data.classes), **choices
+    )  # fmt: skip
+
+
+improved_gan = System(
+    name="improved-gan",
+    title="GAN with improved techniques",
+    paper=SALIMANS,
+    family="gan",
+    survey="section 3.1, reference [27]",
+    summary=(
+        "A discriminator that sees how near the pictures of a batch are to each other notices when all look alike; "
+        "real ones are called real with nine in ten; both players remember what they were; and the generator is "
+        "normalised by pictures that were chosen once."
+    ),
+    stages=_one_stage(ImprovedGAN, {
+        "small": lambda data: _improved(data, small_networks(data, norm="batch"), kernels=16),
+        "paper": lambda data: _improved(
+            data, published_networks(data, critic_norm="none"), kernels=100, reference=128, latent=100,
+            prior="uniform",
+        ),
+    }),
+)  # fmt: skip
+
+semi_supervised_gan = System(
+    name="semi-supervised-gan",
+    title="Semi-supervised GAN",
+    paper=SALIMANS,
+    family="gan",
+    survey="section 3.1, reference [27]",
+    summary=(
+        "The discriminator names the class of real pictures, and takes for generated what it cannot name. So it learns "
+        "to classify from few labels and many pictures, while the generator matches what it sees on average."
+    ),
+    needs=frozenset({"labels"}),
+    stages=_one_stage(ClassifyingGAN, {
+        "small": lambda data: _classifying(data, small_networks(data, norm="batch")),
+        "paper": lambda data: _classifying(
+            data, published_networks(data, critic_norm="none"), reference=128, latent=100, prior="uniform"
+        ),
+    }),
+)  # fmt: skip
 
 instance_noise = System(
     name="instance-noise",
@@ -337,5 +393,6 @@ biggan = System(
 )  # fmt: skip
 
 SYSTEMS: tuple[System, ...] = (
-    gan, dcgan, instance_noise, roth_gan, wgan, wgan_gp, r1_gan, cgan, ac_gan, projection_gan, biggan,
+    gan, dcgan, improved_gan, semi_supervised_gan, instance_noise, roth_gan, wgan, wgan_gp, r1_gan, cgan, ac_gan,
+    projection_gan, biggan,
 )  # fmt: skip
