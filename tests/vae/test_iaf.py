@@ -164,9 +164,9 @@ def test_bounds_are_below_the_likelihood_which_sums_to_one(truth):
 
 
 @pytest.mark.parametrize("objective", [ELBO(free_bits=0.1, warmup_steps=9), ImportanceWeighted(2)])
-@pytest.mark.parametrize("weight_norm", [False, True])
-def test_the_loss_of_a_batch_is_the_mean_over_its_halves(truth, objective, weight_norm):
-    made = model(objective=objective, weight_norm=weight_norm, flow_steps=2)
+@pytest.mark.parametrize("choices", [{"weight_norm": True}, {"placed": True}])
+def test_the_loss_of_a_batch_is_the_mean_over_its_halves(truth, objective, choices):
+    made = model(objective=objective, flow_steps=2, **choices)
     whole = Batch(every_picture()[:4].repeat(1, 1, 4, 4), seeds=range(4))
     total = made(whole).total
     error = ((total - (made(whole[:2]).total + made(whole[2:]).total) / 2) / total).abs().detach()

@@ -34,6 +34,7 @@ class IAFConfig(Config):
     flow_layers: int = 1  # hidden layers of the network of a step
     gate: float = 2.0  # added to s: how much of z a step keeps at first, sigmoid(gate)
     residual: float = 0.1  # what a block answers weighs so much beside what it was told
+    placed: bool = False  # what stands above the top level is learned for each place of the map, not one for all
     weight_norm: bool = False  # Salimans and Kingma 2016: direction and length of weights are learned apart
     likelihood: LikelihoodConfig = field(default_factory=LogisticsConfig)
     objective: ObjectiveConfig = field(default_factory=ELBO)
@@ -196,9 +197,10 @@ class IAFVAE(TopDownModel):
     """A ladder of residual blocks, whose posteriors are inverse autoregressive flows from Gaussians.
 
     The first convolution halves the picture, then `depths` levels follow at each size. A learned vector at every place
-    of the coarsest map is the state above the top level. Where there are flows the KL of a group is sampled; its mean
-    is right, one of them may be below zero. Groups, as free bits know them, are the maps of each level; free bits are
-    then given to the sample of each picture, where the paper gives them to the mean over a batch.
+    of the coarsest map, the same unless they are `placed`, is the state above the top level. Where there are flows the
+    KL of a group is sampled; its mean is right, one of them may be below zero. Groups, as free bits know them, are the
+    maps of each level; free bits are then given to the sample of each picture, where the paper gives them to the mean
+    over a batch.
 
     Source: Kingma et al. 2016 (arXiv 1606.04934), sections 3-5 and appendix; survey, section 2.6.3, eq. 29-31.
     Raises `ConfigError` for pictures that cannot be halved so often.
@@ -213,7 +215,8 @@ class IAFVAE(TopDownModel):
         super().__init__(likelihood, config.objective, levels[::-1])
         self.config = config
         self.first = config.begun(nn.Conv2d(config.channels, config.width, 5, stride=2, padding=2))
-        self.above = nn.Parameter(torch.zeros(config.width))
+        size = config.image_size // 2 ** len(config.depths) if config.placed else 1
+        self.above = nn.Parameter(torch.zeros(config.width, size, size))
         self.last = config.begun(
             nn.ConvTranspose2d(config.width, likelihood.outputs, 5, stride=2, padding=2, output_padding=1)
         )
@@ -227,9 +230,9 @@ class IAFVAE(TopDownModel):
         return found[::-1]
 
     def start(self, n: int) -> Tensor:
-        """The learned vector, everywhere."""
+        """What was learned to stand there."""
         size = self.config.image_size // 2 ** len(self.config.depths)
-        return self.above.view(1, -1, 1, 1).expand(n, -1, size, size)
+        return self.above.expand(n, -1, size, size)
 
     def finish(self, state: Tensor) -> Tensor:
         """P(x | z)."""
