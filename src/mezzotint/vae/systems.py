@@ -145,6 +145,11 @@ IAF_RECIPE = Recipe(
     ema_half_life=88_000,
 )
 
+# Few weights that are used at many places: small batches and a high rate make most of a few minutes
+IAF_SMALL_RECIPE = replace(
+    SMALL_RECIPE, batch_size=32, optimizers={"model": Optimizer("adam", lr=3e-3)}, warmup=2_000
+)  # fmt: skip
+
 
 def _one_stage(
     model: type[Model], sizes: Mapping[str, Callable[[PictureSpec], Config]], paper: Recipe = BURDA_RECIPE,
@@ -532,14 +537,14 @@ iaf_vae = System(
     ),
     stages=_one_stage(IAFVAE, {
         "small": lambda data: IAFConfig(
-            data.image_size, data.channels, residual=1.0, objective=ELBO(warmup_steps=100)
+            data.image_size, data.channels, depths=(1, 3), residual=1.0, placed=True, objective=ELBO(warmup_steps=100)
         ),
         # The deepest model of their table 3: 10 levels at each of two sizes
         "paper": lambda data: IAFConfig(
             data.image_size, data.channels, latent=32, width=160, depths=(10, 10), flow_layers=2, weight_norm=True,
             likelihood=LogisticsConfig(1), objective=ELBO(free_bits=0.25),
         ),
-    }, IAF_RECIPE, replace(SMALL_RECIPE, optimizers={"model": Optimizer("adam", lr=3e-3)})),
+    }, IAF_RECIPE, IAF_SMALL_RECIPE),
 )  # fmt: skip
 
 ladder_vae = System(
