@@ -176,6 +176,21 @@ class HasFeatures(Protocol):
         """(B, D)."""
 
 
+class Watched(NamedTuple):
+    """How training goes, and what to be warned of."""
+
+    numbers: dict[str, float]
+    warnings: list[str]  # in words: what is seen, what it means, what to do
+
+
+@runtime_checkable
+class Watches(Protocol):
+    """Knows signs that its training goes wrong."""
+
+    def watch(self, images: Tensor, labels: Tensor | None = None) -> Watched:
+        """Looks at itself beside held-out pictures (B, C, H, W), with their labels (B,) where there are some."""
+
+
 ABILITIES: dict[str, type] = {
     "sample": Samples,
     "log_prob": HasLogProb,

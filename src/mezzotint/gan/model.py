@@ -15,11 +15,12 @@ from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
 from ..core.labels import choose_labels, labels_of
-from ..core.model import Losses, Model
+from ..core.model import Losses, Model, Watched
 from .layers import MinibatchDeviation
 from .losses import LOSSES, UNANCHORED, smoothed
 from .networks import Conditioning, DCGANConfig, Discriminator, Generator, NetworkConfig, Verdict
 from .penalties import Clipping, NoPenalty, PenaltyConfig
+from .watch import watch
 
 
 @dataclass(frozen=True)
@@ -224,3 +225,18 @@ class GAN(Model):
         finally:
             self.train(training)
         return images.float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def watch(self, images: Tensor, labels: Tensor | None = None) -> Watched:
+        """The collapse watch over as many pictures, always of the same seeds; see `watch.watch`."""
+        wanted = labels if self.config.classes else None
+        fake = self.sample(len(images), labels=wanted)
+        training = self.training
+        self.eval()
+        try:
+            real_score, fake_score = (self.discriminator(x, wanted).score for x in (images, fake))
+        finally:
+            self.train(training)
+        middle = (real_score.mean() + fake_score.mean()) / 2  # a critic's scores have no zero
+        right = (real_score > middle).float().mean() + (fake_score < middle).float().mean()
+        return watch(images, fake, float(right) / 2)

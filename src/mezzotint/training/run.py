@@ -20,7 +20,7 @@ from ..core.batch import Batch, PictureRandom, PictureSpec
 from ..core.checkpoint import checkpoints
 from ..core.config import Config
 from ..core.errors import CheckpointError, ConfigError, DataError
-from ..core.model import Classifies, Model, Samples
+from ..core.model import Classifies, Model, Samples, Watches
 from ..core.system import Identity, Recipe, Stage, System, build_stage
 from ..data import Pictures, open_pictures, spread_over
 from ..data.grid import grid
@@ -225,6 +225,11 @@ def _preview(
             if isinstance(model, Classifies) and batch.labels is not None:
                 hits = model.classify(batch.images).argmax(1) == batch.labels
                 numbers["held_out_accuracy"] = hits.float().mean().item()
+            if isinstance(model, Watches):
+                watched = model.watch(batch.images, batch.labels)
+                numbers |= {f"watch/{name}": value for name, value in watched.numbers.items()}
+                for warning in watched.warnings:
+                    logger.warning("step %s: %s", f"{step:,}", warning)
         begins = spec.source or model.completes
         if isinstance(model, Samples) and not (begins and held_out is None):
             begin = None
