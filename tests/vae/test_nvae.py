@@ -221,7 +221,7 @@ def test_repeating_pixels_after_a_1x1_convolution_is_repeating_them_before():
 
 def test_cells_halve_and_double_sizes_that_are_odd():
     config = NVAEConfig(28)
-    assert EncoderCell(config, 8, 16, half=True)(torch.randn(1, 8, 7, 7)).shape == (1, 16, 4, 4)
+    assert EncoderCell(config, 8, 16, halve=True)(torch.randn(1, 8, 7, 7)).shape == (1, 16, 4, 4)
     assert DecoderCell(config, 16, 8, size=7)(torch.randn(1, 16, 4, 4)).shape == (1, 8, 7, 7)
     made = model(28, halvings=2)
     assert made.config.sizes() == [28, 14, 7, 4]

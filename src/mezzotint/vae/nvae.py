@@ -125,18 +125,18 @@ class Cell(nn.Module):
 
     inputs, outputs  channels
     size             of the maps it answers, if they are to be larger
-    half             whether they are to be half as large
+    halve            whether they are to be half as large
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int | None = None, half: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, size: int | None = None, halve: bool = False) -> None:
         super().__init__()
-        self.size, self.half = size, half
-        self.shortcut = Pointwise(inputs, outputs) if inputs != outputs or half or size else nn.Identity()
+        self.size, self.halve = size, halve
+        self.shortcut = Pointwise(inputs, outputs) if inputs != outputs or halve or size else nn.Identity()
         self.branch: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H', W')."""
-        past = self.shortcut(F.avg_pool2d(x, 2, ceil_mode=True) if self.half else x)
+        past = self.shortcut(F.avg_pool2d(x, 2, ceil_mode=True) if self.halve else x)
         if self.size is not None:
             past = enlarged(past, self.size)
         return cast("Tensor", past + BRANCH * self.branch(x))
@@ -145,11 +145,11 @@ class Cell(nn.Module):
 class EncoderCell(Cell):
     """Normalisation, swish, 3x3; the same again; squeeze and excitation (figure 3b)."""
 
-    def __init__(self, config: NVAEConfig, inputs: int, outputs: int, half: bool = False) -> None:
-        super().__init__(inputs, outputs, half=half)
+    def __init__(self, config: NVAEConfig, inputs: int, outputs: int, halve: bool = False) -> None:
+        super().__init__(inputs, outputs, halve=halve)
         self.branch = nn.Sequential(
             normalised(config, inputs), nn.SiLU(),
-            nn.Conv2d(inputs, outputs, 3, 2 if half else 1, 1, bias=config.norm == "none"),
+            nn.Conv2d(inputs, outputs, 3, 2 if halve else 1, 1, bias=config.norm == "none"),
             normalised(config, outputs), nn.SiLU(), nn.Conv2d(outputs, outputs, 3, padding=1),
             SqueezeExcitation(outputs) if config.squeeze else nn.Identity(),
         )  # fmt: skip
@@ -204,6 +204,8 @@ class SpectralNorms(nn.Module):
         """Bring u and v nearer to the weights' own."""
         for k, w in enumerate(self.weights()):
             u, v = getattr(self, f"u{k}"), getattr(self, f"v{k}")
+            if w.is_meta:
+                continue  # there is nothing to follow, and each of many operations costs as much as elsewhere
             for _ in range(iterations):
                 u.copy_(F.normalize(w @ v, dim=1))
                 v.copy_(F.normalize(w.mT @ u, dim=1))
@@ -293,7 +295,7 @@ class NVAE(GroupedModel):
             return [DecoderCell(config, widths[level], widths[level]) for _ in range(cells)]
 
         def halving(level: int) -> nn.Module:
-            return EncoderCell(config, widths[level], widths[level + 1], half=True)
+            return EncoderCell(config, widths[level], widths[level + 1], halve=True)
 
         def doubling(level: int) -> nn.Module:
             return DecoderCell(config, widths[level + 1], widths[level], sizes[level])

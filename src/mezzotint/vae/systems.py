@@ -597,7 +597,7 @@ vhp_vae = System(
 
 # A few minutes on two cores; small batches, for there are few steps in that time
 GROUPS_SMALL = Recipe(
-    batch_size=32,
+    batch_size=16,
     optimizers={"model": Optimizer("adamw", lr=3e-3, betas=(0.9, 0.99), weight_decay=0.01, clip=None)},
     warmup=1_000,
     ema_half_life=5_000,
@@ -645,7 +645,7 @@ nvae = System(
     stages=_one_stage(NVAE, {
         "small": lambda data: NVAEConfig(
             data.image_size, data.channels, 16, stem_cells=1, groups=(3, 2), cells=1, latent=8, expansion=2,
-            norm="none", likelihood=LogisticsConfig(), objective=ELBO(warmup_steps=100),
+            likelihood=LogisticsConfig(), objective=ELBO(warmup_steps=100),
         ),
         "paper": _vahdat,
     }, VAHDAT_RECIPE, GROUPS_SMALL),
