@@ -598,7 +598,7 @@ vhp_vae = System(
 # A few minutes on two cores; small batches, for there are few steps in that time
 GROUPS_SMALL = Recipe(
     batch_size=16,
-    optimizers={"model": Optimizer("adamw", lr=3e-3, betas=(0.9, 0.99), weight_decay=0.01, clip=None)},
+    optimizers={"model": Optimizer("adamw", lr=3e-3, betas=(0.9, 0.99), weight_decay=0.01, clip=2_000.0)},
     warmup=1_000,
     ema_half_life=5_000,
 )
