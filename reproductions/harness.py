@@ -70,10 +70,10 @@ def spent(system: str) -> int:
     return int(json.loads((gallery_run(system) / "trained.json").read_text())["pictures"])
 
 
-def trained(name: str, system: str, *options: str, pictures: int) -> Path:
+def trained(name: str, system: str, *options: str, pictures: int, data: str = "fashion") -> Path:
     """A run that differs from the gallery's in some settings; trained now, or further, if it has not come so far."""
     run = ROOT / "runs" / "reproductions" / name
-    line = ["train", system, "--data", "fashion", "--pictures", str(pictures), *options, "--resume", "--out", str(run)]
+    line = ["train", system, "--data", data, "--pictures", str(pictures), *options, "--resume", "--out", str(run)]
     subprocess.run([sys.executable, "-m", "mezzotint", *line], cwd=ROOT, check=True)
     return run
 
@@ -126,14 +126,17 @@ def agrees(expected: Sequence[str], values: Mapping[str, float], lower_is_better
     return f"The survey's order ({said}) does **not** hold at this scale; here it is {found}."
 
 
-def write(name: str, title: str, body: str, asked: Asked, rows: Any, budget: str) -> None:
+def write(
+    name: str, title: str, body: str, asked: Asked | None, rows: Any, budget: str, protocol: str | None = None
+) -> None:
     """gallery/reproductions/NAME.md and NAME.json.
 
-    budget  what the runs have seen: "20,000 pictures each"
+    budget    what the runs have seen: "20,000 pictures each"
+    protocol  in place of the usual one; what was asked is then not said again
     """
     PAGES.mkdir(parents=True, exist_ok=True)
     threads = os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    protocol = (
+    protocol = protocol or (
         f"Made by `python reproductions/{name}.py --n {asked.n} --likelihood-n {asked.likelihood_n}` (threads:"
         f" {threads}): `fashion` pictures of 28 x 28, size `small` but for what is said above, trained on {budget};"
         f" {asked.n} samples against {min(asked.n, len(pictures('test')))} held-out pictures, features of the gallery's"
