@@ -16,6 +16,7 @@ from ..core.config import Config
 from ..core.errors import ConfigError
 from ..core.labels import choose_labels, labels_of
 from ..core.model import Losses, Model, Watched
+from .augment import AugmentConfig, NoAugmentation
 from .layers import MinibatchDeviation
 from .losses import LOSSES, UNANCHORED, smoothed
 from .networks import Conditioning, DCGANConfig, Discriminator, Generator, NetworkConfig, Verdict
@@ -38,6 +39,7 @@ class GANConfig(Config):
     )
     penalty: PenaltyConfig = field(default_factory=NoPenalty)
     conditioning: Conditioning = "none"
+    augmentation: AugmentConfig = field(default_factory=NoAugmentation)  # of all that the discriminator sees
     critic_steps: int = 1  # of the discriminator for one of the generator
     label_smoothing: float = 0.0  # the target of real pictures is one less this (Salimans et al. 2016)
     noise: float = 0.0  # deviation of the noise on all pictures that the discriminator sees, at first
@@ -77,6 +79,7 @@ class GAN(Model):
         self.config = config
         self.generator: nn.Module = self.build_generator()
         self.discriminator: nn.Module = self.build_discriminator()
+        self.augment = config.augmentation.build(config.channels, config.image_size)
         self.register_buffer("moves", torch.zeros((), dtype=torch.int64))  # steps that were made
 
     def build_generator(self) -> nn.Module:
@@ -108,9 +111,11 @@ class GAN(Model):
         return ["discriminator"] * self.config.critic_steps + ["generator"]
 
     def after_step(self, step: int) -> None:
-        """Hold the critic's weights where they are clipped; count the steps."""
+        """Hold the critic's weights where they are clipped; adapt the augmentation; count the steps."""
         if isinstance(self.config.penalty, Clipping):
             self.config.penalty.clip(self.discriminator)
+        if self.augment is not None:
+            self.augment.adapt()
         self.moves += 1
 
     def forward(self, batch: Batch, player: str = "generator") -> Losses:
@@ -151,6 +156,9 @@ class GAN(Model):
             "score/fake": fake_score.detach().mean(),
             "right": ((real_score > 0).float() + (fake_score < 0).float()).mean() / 2,
         }
+        if self.augment is not None:
+            self.augment.record(real_score)
+            parts["augmentation/p"] = self.augment.p.float()
         if judged_real.classes is not None and judged_fake.classes is not None and labels is not None:
             named = F.cross_entropy(judged_real.classes, labels) + F.cross_entropy(judged_fake.classes, labels)
             total = total + named
@@ -173,7 +181,9 @@ class GAN(Model):
         return None if value is None else penalty.every * value.mean()
 
     def slope_of(self, x: Tensor, labels: Tensor | None, random: PictureRandom) -> Tensor:
-        """The score whose slope is punished, (B,): the discriminator's, without the noise."""
+        """The score whose slope is punished, (B,): the discriminator's, of augmented pictures, without the noise."""
+        if self.augment is not None:
+            x = self.augment(x, random)
         score: Tensor = self.discriminator(x, labels).score
         return score
 
@@ -187,8 +197,10 @@ class GAN(Model):
         return (self.moves / max(self.config.total_steps, 1)).clamp(max=1.0)
 
     def judge(self, x: Tensor, labels: Tensor | None, random: PictureRandom) -> Verdict:
-        """What the discriminator says of pictures, seen through noise where there is some."""
+        """What the discriminator says of pictures, augmented and seen through noise where there is some."""
         c = self.config
+        if self.augment is not None:
+            x = self.augment(x, random)
         if c.noise:
             left = (1 - self.moves / c.noise_steps).clamp(min=0.0) if c.noise_steps else 1.0
             x = x + c.noise * left * random.normal(*x.shape[1:])
