@@ -145,8 +145,8 @@ IAF_RECIPE = Recipe(
     ema_half_life=88_000,
 )
 
-# Few weights that are used at many places: small batches and a high rate make most of a few minutes
-IAF_SMALL_RECIPE = replace(
+# Small batches and a high rate: after so few minutes it is the number of steps that counts
+QUICK_RECIPE = replace(
     SMALL_RECIPE, batch_size=32, optimizers={"model": Optimizer("adam", lr=3e-3)}, warmup=2_000
 )  # fmt: skip
 
@@ -519,7 +519,7 @@ hierarchical_variational_model = System(
         "paper": lambda data: HierarchicalConfig(
             data.image_size, data.channels, 50, 50, MLPConfig((200,), "tanh"), 200, (200,), "tanh", BernoulliConfig()
         ),
-    }),
+    }, small=QUICK_RECIPE),
 )  # fmt: skip
 
 iaf_vae = System(
@@ -544,7 +544,7 @@ iaf_vae = System(
             data.image_size, data.channels, latent=32, width=160, depths=(10, 10), flow_layers=2, weight_norm=True,
             likelihood=LogisticsConfig(1), objective=ELBO(free_bits=0.25),
         ),
-    }, IAF_RECIPE, IAF_SMALL_RECIPE),
+    }, IAF_RECIPE, QUICK_RECIPE),
 )  # fmt: skip
 
 ladder_vae = System(
@@ -566,7 +566,7 @@ ladder_vae = System(
             data.image_size, data.channels, (64, 32, 16, 8, 4), (512, 256, 128, 64, 64), MLPConfig((512,), "leaky"),
             "leaky", "layer", BernoulliConfig(), ELBO(warmup_steps=200 * 60_000 // 256),
         ),
-    }, LADDER_RECIPE),
+    }, LADDER_RECIPE, QUICK_RECIPE),
 )  # fmt: skip
 
 vhp_vae = System(
@@ -590,7 +590,7 @@ vhp_vae = System(
             data.image_size, data.channels, 32, 32, 16, MLPConfig((256, 256), "relu"), (256, 256), "relu",
             BernoulliConfig(), ConstraintConfig(most=0.08, begin=0.01),
         ),
-    }),
+    }, small=QUICK_RECIPE),
 )  # fmt: skip
 
 # Groups of codes from the coarsest to the finest map -----------------------------------------------------------------
