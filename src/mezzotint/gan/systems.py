@@ -10,11 +10,13 @@ from ..core.batch import PictureSpec
 from ..core.config import Config
 from ..core.model import Model
 from ..core.system import Optimizer, Paper, Recipe, Stage, System
+from .augment import AugmentationConfig
 from .improved import ClassifyingConfig, ClassifyingGAN, ImprovedConfig, ImprovedGAN
 from .model import GAN, GANConfig
 from .networks import DCGANConfig, MLPConfig
 from .penalties import Clipping, GradientPenalty, Roth, ZeroCentred
 from .resnet import ResNetConfig, ResNetGAN, ResNetGANConfig
+from .stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Networks
 
 
 def _recipe(lr: float, betas: tuple[float, float], batch_size: int = 64, **choices: Any) -> Recipe:
@@ -392,7 +394,74 @@ biggan = System(
     })),
 )  # fmt: skip
 
+
+def small_styles(data: PictureSpec) -> StyleGAN2Networks:
+    """Maps from 7 or 8 pixels on, 24 channels at the picture's size, a short mapping that learns faster."""
+    return StyleGAN2Networks(
+        channel_base=24 * data.image_size, channel_max=64, coarsest=7, width=64, mapping_layers=3, mapping_lr=0.1,
+        group=0,
+    )  # fmt: skip
+
+
+def _stylegan2(data: PictureSpec, **choices: Any) -> StyleGAN2Config:
+    return StyleGAN2Config(data.image_size, data.channels, **choices)
+
+
+def _small_stylegan2(data: PictureSpec, **choices: Any) -> StyleGAN2Config:
+    same: dict[str, Any] = {"penalty": ZeroCentred(gamma=0.5, every=16), "mixing": 0.5, "path_decay": 0.9}
+    return _stylegan2(data, latent=64, network=small_styles(data), **{**same, **choices})
+
+
+# Karras et al. 2019 (1912.04958), appendix B: batches of 32, 25 million real pictures (and as many batches again for the
+# generator), an average of 10,000 pictures. There a penalty is a step of its own, so that k + 1 steps stand for k, and
+# rates and betas are corrected by k / (k + 1); here it is part of the step, and there is nothing to correct.
+STYLEGAN2_RECIPE = _recipe(2e-3, (0.0, 0.99), 32, ema_half_life=10_000, ema_ramp=0.0, pictures=50_000_000)
+# Karras et al. 2020 (2006.06676), appendix C, at 256 pixels: batches of 64
+ADA_RECIPE = _recipe(2.5e-3, (0.0, 0.99), 64, ema_half_life=20_000, pictures=50_000_000)
+SMALL_STYLES_RECIPE = _recipe(2.5e-3, (0.0, 0.99), 32)
+
+stylegan2 = System(
+    name="stylegan2",
+    title="StyleGAN 2",
+    paper=Paper(
+        "Analyzing and Improving the Image Quality of StyleGAN",
+        "Karras, Laine, Aittala, Hellsten, Lehtinen, Aila", 2019, "1912.04958",
+    ),
+    family="gan",
+    survey="section 3.3, figure 23",
+    summary=(
+        "Styles scale the weights of convolutions in place of the maps, which cures the blobs of the first StyleGAN, "
+        "all sizes are learned at once, and equally long steps of w change the picture by equally much."
+    ),
+    stages=_one_stage(StyleGAN2, {
+        "small": lambda data: _small_stylegan2(data),
+        "paper": lambda data: _stylegan2(data),
+    }, STYLEGAN2_RECIPE, SMALL_STYLES_RECIPE),
+)  # fmt: skip
+
+stylegan2_ada = System(
+    name="stylegan2-ada",
+    title="StyleGAN 2 with adaptive discriminator augmentation",
+    paper=Paper(
+        "Training Generative Adversarial Networks with Limited Data",
+        "Karras, Aittala, Hellsten, Laine, Lehtinen, Aila", 2020, "2006.06676",
+    ),
+    family="gan",
+    survey="section 3.3",
+    summary=(
+        "For a few thousand pictures, which a discriminator would learn by heart: all that it sees is mirrored, "
+        "turned, stretched and recoloured, real or generated, as often as it needs to stay unsure."
+    ),
+    stages=_one_stage(StyleGAN2, {
+        "small": lambda data: _small_stylegan2(data, augmentation=AugmentationConfig(pictures=30_000, most=0.8)),
+        "paper": lambda data: _stylegan2(
+            data, network=StyleGAN2Networks(channel_base=32768 if data.image_size > 256 else 16384, group=8),
+            penalty=ZeroCentred(gamma=1.0, every=16), augmentation=AugmentationConfig(),
+        ),
+    }, ADA_RECIPE, SMALL_STYLES_RECIPE),
+)  # fmt: skip
+
 SYSTEMS: tuple[System, ...] = (
     gan, dcgan, improved_gan, semi_supervised_gan, instance_noise, roth_gan, wgan, wgan_gp, r1_gan, cgan, ac_gan,
-    projection_gan, biggan,
+    projection_gan, biggan, stylegan2, stylegan2_ada,
 )  # fmt: skip
