@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, cast
 
@@ -12,11 +13,45 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.batch import fold
+from ..core.config import Config
 from ..core.errors import ConfigError
 from ..nn.resampling import SMOOTH, convolve_down, convolve_up, normalised
 
 SLOPE = 0.2  # of leaky ReLU below 0, in all of these papers
 EPSILON = 1e-8  # under roots
+
+
+@dataclass(frozen=True)
+class Pyramid(Config):
+    """Maps from a coarse one to the picture's size, each twice as large as the one before it.
+
+    One of n x n pixels has min(channel_base / n, channel_max) channels.
+    """
+
+    channel_base: int = 32768
+    channel_max: int = 512
+    coarsest: int = 4  # a picture is halved as often as this leaves its maps at least so large
+
+    def __post_init__(self) -> None:
+        for name in ("channel_base", "channel_max", "coarsest"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    def sizes(self, image_size: int) -> tuple[int, ...]:
+        """Pixels of the maps, from the coarsest to the picture's. Raises `ConfigError` if there is only one."""
+        sizes = [image_size]
+        while sizes[0] % 2 == 0 and sizes[0] // 2 >= self.coarsest:
+            sizes.insert(0, sizes[0] // 2)
+        if len(sizes) == 1:
+            raise ConfigError(
+                f"pictures of {image_size} pixels cannot be halved down to {self.coarsest} or more; use an even size or"
+                " a smaller network.coarsest"
+            )
+        return tuple(sizes)
+
+    def channels(self, size: int) -> int:
+        """Of a map of size x size pixels."""
+        return max(min(self.channel_base // size, self.channel_max), 1)
 
 
 class Equalised(nn.Module):
@@ -245,6 +280,38 @@ class MappingNetwork(nn.Module):
         device = self.average.device
         w = self(z.to(device), None if labels is None else labels.to(device))
         self.average.lerp_(w.float().mean(0), 1 - self.decay)
+
+
+def noise_maps(noise: Tensor | Literal["const", "none"], constant: Tensor, sizes: Sequence[int]) -> list[Tensor | None]:
+    """Noise of each layer of a generator, (B or 1, 1, n, n).
+
+    noise     the numbers of all layers one after the other, (B, their number); "const": the constant ones; "none"
+    constant  such numbers, (1, their number)
+    sizes     n of each layer
+
+    Raises `ConfigError` for another mode of noise.
+    """
+    if isinstance(noise, str):
+        if noise == "none":
+            return [None] * len(sizes)
+        if noise != "const":
+            raise ConfigError(f"noise is const, none, or the numbers themselves, not {noise!r}")
+        noise = constant
+    parts = noise.split([size**2 for size in sizes], 1)
+    return [part.view(-1, 1, size, size) for part, size in zip(parts, sizes)]
+
+
+def mixed(first: Tensor, second: Tensor, u: Tensor, p: float, styles: int) -> Tensor:
+    """Style mixing: layers below l are of the first w and the others of the second, l uniform on {1, ..., styles - 1}.
+
+    first, second  w, (B, width)
+    u              uniform numbers, (B, 2): whether a picture is mixed, with probability p, and at which layer
+
+    Gives (B, styles, width). Source: Karras et al. 2018 (arXiv 1812.04948), section 3.1; survey, Box 5.
+    """
+    l = torch.where(u[:, 0] < p, 1 + (u[:, 1] * (styles - 1)).long(), styles)  # noqa: E741
+    of_first = torch.arange(styles, device=u.device) < l[:, None]  # (B, styles)
+    return torch.where(of_first[:, :, None], first[:, None], second[:, None])
 
 
 def mean_over_processes(values: Sequence[Tensor]) -> Tensor:

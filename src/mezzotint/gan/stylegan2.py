@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.batch import Batch, PictureRandom, picture_seeds
-from ..core.config import Config
 from ..core.errors import ConfigError
 from ..core.labels import choose_labels
 from ..core.model import Losses
@@ -25,7 +24,10 @@ from .layers import (
     EqualLinear,
     MappingNetwork,
     MinibatchDeviation,
+    Pyramid,
     mean_over_processes,
+    mixed,
+    noise_maps,
     pixel_norm,
     scaled_leaky_relu,
 )
@@ -37,12 +39,9 @@ NoiseMode = Literal["random", "const", "none"]
 
 
 @dataclass(frozen=True)
-class StyleGAN2Networks(Config):
-    """Config F of the paper: a map of n x n pixels has min(channel_base / n, channel_max) channels."""
+class StyleGAN2Networks(Pyramid):
+    """Config F of the paper."""
 
-    channel_base: int = 32768
-    channel_max: int = 512
-    coarsest: int = 4  # a picture is halved as often as this leaves its maps at least so large
     width: int = 512  # of w
     mapping_layers: int = 8
     mapping_lr: float = 0.01  # how fast the mapping network learns beside the others
@@ -51,29 +50,14 @@ class StyleGAN2Networks(Config):
     kind: Literal["stylegan2"] = "stylegan2"
 
     def __post_init__(self) -> None:
-        for name in ("channel_base", "channel_max", "coarsest", "width", "mapping_layers"):
+        super().__post_init__()
+        for name in ("width", "mapping_layers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not self.mapping_lr > 0:
             raise ConfigError(f"mapping_lr must be above 0, not {self.mapping_lr}")
         if self.group == 1 or self.group < 0:
             raise ConfigError(f"group is a number of pictures, at least 2, or 0 for no deviation, not {self.group}")
-
-    def sizes(self, image_size: int) -> tuple[int, ...]:
-        """Pixels of the maps, from the coarsest to the picture's. Raises `ConfigError` if there is only one."""
-        sizes = [image_size]
-        while sizes[0] % 2 == 0 and sizes[0] // 2 >= self.coarsest:
-            sizes.insert(0, sizes[0] // 2)
-        if len(sizes) == 1:
-            raise ConfigError(
-                f"pictures of {image_size} pixels cannot be halved down to {self.coarsest} or more; use an even size or"
-                " a smaller network.coarsest"
-            )
-        return tuple(sizes)
-
-    def channels(self, size: int) -> int:
-        """Of a map of size x size pixels."""
-        return max(min(self.channel_base // size, self.channel_max), 1)
 
 
 @dataclass(frozen=True)
@@ -220,10 +204,12 @@ class Synthesis(nn.Module):
         """(B, width) or (B, styles, width) -> (B, C, H, W).
 
         noise  (B, noises), the maps of all layers one after the other; "const": always the same; "none"
+
+        Raises `ConfigError` for another mode of noise.
         """
         if w.dim() == 2:
             w = w[:, None].expand(-1, self.styles, -1)
-        maps = self.noise_maps(noise)
+        maps = noise_maps(noise, self.constant_noise, self.noise_sizes)
         x = self.layers[0](self.constant.expand(len(w), -1, -1, -1), w[:, 0], maps[0])
         y = self.picture(0, x, w)
         for k in range(1, len(self.to_picture)):
@@ -237,17 +223,6 @@ class Synthesis(nn.Module):
         layer = cast("ModulatedConv2d", self.to_picture[k])
         y: Tensor = layer(x, w[:, 2 * k + 1])
         return y + cast("Tensor", layer.bias)[:, None, None]
-
-    def noise_maps(self, noise: Tensor | Literal["const", "none"]) -> list[Tensor | None]:
-        """Of each layer, (B or 1, 1, H, W). Raises `ConfigError` for another mode of noise."""
-        if isinstance(noise, str):
-            if noise == "none":
-                return [None] * len(self.noise_sizes)
-            if noise != "const":
-                raise ConfigError(f"noise is const, none, or the numbers themselves, not {noise!r}")
-            noise = self.constant_noise
-        parts = noise.split([size**2 for size in self.noise_sizes], 1)
-        return [part.view(-1, 1, size, size) for part, size in zip(parts, self.noise_sizes)]
 
 
 class StyleGenerator(nn.Module):
@@ -453,19 +428,6 @@ class StyleGAN2(GAN):
         ws = self.generator.mapping.truncate(w, truncation, cutoff)
         images = self.synthesise(ws, self.noise(random) if noise == "random" else noise)
         return images.float().clamp(-1, 1)
-
-
-def mixed(first: Tensor, second: Tensor, u: Tensor, p: float, styles: int) -> Tensor:
-    """Style mixing: layers below l are of the first w and the others of the second, l uniform on {1, ..., styles - 1}.
-
-    first, second  w, (B, width)
-    u              uniform numbers, (B, 2): whether a picture is mixed, with probability p, and at which layer
-
-    Gives (B, styles, width). Source: Karras et al. 2018 (arXiv 1812.04948), section 3.1; survey, Box 5.
-    """
-    l = torch.where(u[:, 0] < p, 1 + (u[:, 1] * (styles - 1)).long(), styles)  # noqa: E741
-    of_first = torch.arange(styles, device=u.device) < l[:, None]  # (B, styles)
-    return torch.where(of_first[:, :, None], first[:, None], second[:, None])
 
 
 def path_lengths(images: Tensor, w: Tensor, y: Tensor, differentiable: bool = True) -> Tensor:
