@@ -412,9 +412,9 @@ def _small_stylegan2(data: PictureSpec, **choices: Any) -> StyleGAN2Config:
     return _stylegan2(data, latent=64, network=small_styles(data), **{**same, **choices})
 
 
-# Karras et al. 2019 (1912.04958), appendix B: batches of 32, 25 million real pictures (and as many batches again for the
-# generator), an average of 10,000 pictures. There a penalty is a step of its own, so that k + 1 steps stand for k, and
-# rates and betas are corrected by k / (k + 1); here it is part of the step, and there is nothing to correct.
+# Karras et al. 2019 (1912.04958), appendix B: batches of 32, 25 million real pictures (and as many batches again for
+# the generator), an average of 10,000 pictures. There a penalty is a step of its own, so that k + 1 steps stand for k,
+# and rates and betas are corrected by k / (k + 1); here it is part of the step, and there is nothing to correct.
 STYLEGAN2_RECIPE = _recipe(2e-3, (0.0, 0.99), 32, ema_half_life=10_000, ema_ramp=0.0, pictures=50_000_000)
 # Karras et al. 2020 (2006.06676), appendix C, at 256 pixels: batches of 64
 ADA_RECIPE = _recipe(2.5e-3, (0.0, 0.99), 64, ema_half_life=20_000, pictures=50_000_000)
