@@ -130,6 +130,31 @@ class Encodes(Protocol):
 
 
 @runtime_checkable
+class HasCode(Protocol):
+    """Makes each picture of a code, which a seed draws from the prior: so one can walk from one to another."""
+
+    def codes(self, seeds: Sequence[int]) -> Tensor:
+        """The codes of the pictures that `sample` draws of these seeds, (B, ...)."""
+
+    def from_codes(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Pictures in [-1, 1] of codes (B, ...), of these classes (B,) where the model knows classes."""
+
+    def between(self, first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
+        """Codes on the way from some, (B or 1, ...), to others, after shares of it, (B,): likely under the prior."""
+
+
+@runtime_checkable
+class HasStyles(Protocol):
+    """Maps its code to a style first, in whose space it is measured too how evenly pictures change."""
+
+    def map(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The styles w of codes, (B, width)."""
+
+    def synthesise(self, w: Tensor) -> Tensor:
+        """Pictures of styles (B, width), always with the same noise where there is some."""
+
+
+@runtime_checkable
 class Reconstructs(Protocol):
     """Reproduces a picture from what it keeps of it."""
 
@@ -196,6 +221,7 @@ ABILITIES: dict[str, type] = {
     "log_prob": HasLogProb,
     "elbo": HasELBO,
     "encode and decode": Encodes,
+    "interpolate": HasCode,
     "reconstruct": Reconstructs,
     "latents": HasLatents,
     "inpaint": Inpaints,

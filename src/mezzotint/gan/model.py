@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.batch import Batch, PictureRandom, picture_seeds
+from ..core.codes import lerp, slerp
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import choose_labels, labels_of
+from ..core.labels import choose_labels, given_labels, labels_of
 from ..core.model import Losses, Model, Watched
 from .augment import AugmentConfig, NoAugmentation
 from .layers import MinibatchDeviation
@@ -41,6 +42,7 @@ class GANConfig(Config):
     conditioning: Conditioning = "none"
     augmentation: AugmentConfig = field(default_factory=NoAugmentation)  # of all that the discriminator sees
     critic_steps: int = 1  # of the discriminator for one of the generator
+    drift: float = 0.0  # weight of E[D(x)^2], which keeps a critic's scores near 0 (Karras et al. 2017, appendix A)
     label_smoothing: float = 0.0  # the target of real pictures is one less this (Salimans et al. 2016)
     noise: float = 0.0  # deviation of the noise on all pictures that the discriminator sees, at first
     noise_steps: int = 0  # in which it falls to 0, in a line; 0: it stays
@@ -52,7 +54,7 @@ class GANConfig(Config):
                 f"conditioning={self.conditioning} does not go with {self.classes} classes: a discriminator is told"
                 " classes if and only if there are some; set conditioning, or classes=0"
             )
-        for name, least in (("latent", 1), ("critic_steps", 1), ("noise_steps", 0), ("total_steps", 0), ("noise", 0.0)):
+        for name, least in (("latent", 1), ("critic_steps", 1), ("noise_steps", 0), ("total_steps", 0), ("noise", 0.0), ("drift", 0.0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 0.5:
@@ -94,7 +96,7 @@ class GAN(Model):
         c = self.config
         spectral = isinstance(c.network, DCGANConfig) and c.network.spectral
         look = partial(c.network.discriminator, image_size=c.image_size)
-        return Discriminator(look, c.channels, c.classes, c.conditioning, spectral, c.loss not in UNANCHORED)
+        return Discriminator(look, c.channels, c.classes, c.conditioning, spectral, c.loss not in UNANCHORED or c.drift > 0)
 
     @property
     def batch_statistics(self) -> bool:  # type: ignore[override]
@@ -150,6 +152,8 @@ class GAN(Model):
         total = LOSSES[c.loss].discriminator(real_score, fake_score)
         if c.label_smoothing:
             total = total + smoothed(real_score, c.label_smoothing)
+        if c.drift:
+            total = total + c.drift * real_score.square()
         total = total.mean()
         parts = {
             "score/real": real_score.detach().mean(),
@@ -184,8 +188,7 @@ class GAN(Model):
         """The score whose slope is punished, (B,): the discriminator's, of augmented pictures, without the noise."""
         if self.augment is not None:
             x = self.augment(x, random)
-        score: Tensor = self.discriminator(x, labels).score
-        return score
+        return self.verdict(x, labels).score
 
     def fakes(self, labels: Tensor | None, random: PictureRandom) -> Tensor:
         """Pictures of one batch of training, (B, C, H, W)."""
@@ -204,8 +207,17 @@ class GAN(Model):
         if c.noise:
             left = (1 - self.moves / c.noise_steps).clamp(min=0.0) if c.noise_steps else 1.0
             x = x + c.noise * left * random.normal(*x.shape[1:])
+        return self.verdict(x, labels)
+
+    def verdict(self, x: Tensor, labels: Tensor | None) -> Verdict:
+        """What the discriminator, as it is now, says of pictures as they are."""
         verdict: Verdict = self.discriminator(x, labels)
         return verdict
+
+    def picture(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """What the generator, as it is now, makes of z, at full size, (B, C, H, W)."""
+        images: Tensor = self.generator(z, labels)
+        return images
 
     def draw(self, random: PictureRandom) -> Tensor:
         """z of the prior, (B, latent)."""
@@ -230,13 +242,35 @@ class GAN(Model):
         """
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         wanted = choose_labels(n, labels, self.config.classes, random)
+        return self.from_codes(self.draw(random), wanted)
+
+    def codes(self, seeds: Sequence[int]) -> Tensor:
+        """z of the pictures that `sample` draws of these seeds, (B, latent)."""
+        random = PictureRandom(seeds, self.device)
+        choose_labels(len(random), None, self.config.classes, random)  # they are drawn before z
+        return self.draw(random)
+
+    @torch.no_grad()
+    def from_codes(self, codes: Tensor, labels: Tensor | Sequence[int] | None = None) -> Tensor:
+        """Pictures in [-1, 1], (B, C, H, W) float32, of z, (B, latent), and labels, (B,).
+
+        Raises `ConfigError` for labels that do not fit, and where there are none but the model knows classes.
+        """
+        classes = self.config.classes
+        if labels is None and classes:
+            raise ConfigError("this model draws each picture of a class, so a code alone is not enough; give labels")
+        told = None if labels is None else given_labels(len(codes), labels, classes, self.device)
         training = self.training
         self.eval()
         try:
-            images: Tensor = self.generator(self.draw(random), wanted)
+            images = self.picture(codes.to(self.device), told)
         finally:
             self.train(training)
         return images.float().clamp(-1, 1)
+
+    def between(self, first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
+        """Along an arc where the prior is normal, along a line where it is uniform: see `core.codes`."""
+        return (lerp if self.config.prior == "uniform" else slerp)(first, last, shares)
 
     @torch.no_grad()
     def watch(self, images: Tensor, labels: Tensor | None = None) -> Watched:
@@ -246,7 +280,7 @@ class GAN(Model):
         training = self.training
         self.eval()
         try:
-            real_score, fake_score = (self.discriminator(x, wanted).score for x in (images, fake))
+            real_score, fake_score = (self.verdict(x, wanted).score for x in (images, fake))
         finally:
             self.train(training)
         middle = (real_score.mean() + fake_score.mean()) / 2  # a critic's scores have no zero
