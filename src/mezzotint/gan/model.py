@@ -54,7 +54,8 @@ class GANConfig(Config):
                 f"conditioning={self.conditioning} does not go with {self.classes} classes: a discriminator is told"
                 " classes if and only if there are some; set conditioning, or classes=0"
             )
-        for name, least in (("latent", 1), ("critic_steps", 1), ("noise_steps", 0), ("total_steps", 0), ("noise", 0.0), ("drift", 0.0)):
+        counts = (("latent", 1), ("critic_steps", 1), ("noise_steps", 0), ("total_steps", 0))
+        for name, least in (*counts, ("noise", 0.0), ("drift", 0.0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 0.5:
@@ -96,7 +97,8 @@ class GAN(Model):
         c = self.config
         spectral = isinstance(c.network, DCGANConfig) and c.network.spectral
         look = partial(c.network.discriminator, image_size=c.image_size)
-        return Discriminator(look, c.channels, c.classes, c.conditioning, spectral, c.loss not in UNANCHORED or c.drift > 0)
+        anchored = c.loss not in UNANCHORED or c.drift > 0
+        return Discriminator(look, c.channels, c.classes, c.conditioning, spectral, anchored)
 
     @property
     def batch_statistics(self) -> bool:  # type: ignore[override]

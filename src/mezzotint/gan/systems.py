@@ -15,7 +15,9 @@ from .improved import ClassifyingConfig, ClassifyingGAN, ImprovedConfig, Improve
 from .model import GAN, GANConfig
 from .networks import DCGANConfig, MLPConfig
 from .penalties import Clipping, GradientPenalty, Roth, ZeroCentred
+from .progan import Growing, ProGAN, ProGANConfig, ProGANNetworks
 from .resnet import ResNetConfig, ResNetGAN, ResNetGANConfig
+from .stylegan import StyleGAN, StyleGANConfig, StyleGANNetworks
 from .stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Networks
 
 
@@ -394,6 +396,62 @@ biggan = System(
     })),
 )  # fmt: skip
 
+# Karras et al. 2017 (1710.10196), appendix A: batches of 16, Adam at 1e-3 with beta 0 and 0.99, an average of decay
+# 0.999 a step. At 1024 pixels both players see 13.6 million pictures until all is there.
+PROGAN_RECIPE = _recipe(1e-3, (0.0, 0.99), 16, ema_half_life=11_000, ema_ramp=0.0, pictures=30_000_000)
+
+progan = System(
+    name="progan",
+    title="Progressive growing of GANs",
+    paper=Paper(
+        "Progressive Growing of GANs for Improved Quality, Stability, and Variation", "Karras, Aila, Laine, Lehtinen",
+        2017, "1710.10196",
+    ),
+    family="gan",
+    survey="section 3.3 and figure 20",
+    summary=(
+        "Both networks begin with pictures of a few pixels, and finer maps are faded in one after the other: first the "
+        "composition is learned, then details. Weights are scaled so that all learn equally fast, and the critic sees "
+        "how different the pictures of a batch are."
+    ),
+    stages=_one_stage(ProGAN, {
+        "small": lambda data: ProGANConfig(
+            data.image_size, data.channels, latent=64, growing=Growing(100, 100),
+            network=ProGANNetworks(16 * data.image_size, 64, coarsest=7, fused=True),
+        ),
+        "paper": lambda data: ProGANConfig(data.image_size, data.channels),
+    }, PROGAN_RECIPE, _recipe(4e-3, (0.0, 0.99), 32)),
+)  # fmt: skip
+
+# Karras et al. 2018 (1812.04948), appendix C: as ProGAN, from 8 pixels on, and 25 million pictures for each player.
+STYLEGAN_RECIPE = _recipe(3e-3, (0.0, 0.99), 32, ema_half_life=10_000, ema_ramp=0.0, pictures=50_000_000)
+
+stylegan = System(
+    name="stylegan",
+    title="StyleGAN",
+    paper=Paper(
+        "A Style-Based Generator Architecture for Generative Adversarial Networks", "Karras, Laine, Aila", 2018,
+        "1812.04948",
+    ),
+    family="gan",
+    survey="section 3.3, Box 5, figures 21 and 22",
+    summary=(
+        "The code is mapped to a style first, which sets mean and deviation of every map of a generator that begins "
+        "with a constant; noise makes the details. Coarse styles of one picture go with the fine styles of another. "
+        "`small` does not grow."
+    ),
+    stages=_one_stage(StyleGAN, {
+        "small": lambda data: StyleGANConfig(
+            data.image_size, data.channels, latent=64, growing=Growing(0, 0), penalty=ZeroCentred(gamma=0.5, every=8),
+            network=StyleGANNetworks(
+                24 * data.image_size, 64, coarsest=7, group=0, width=64, mapping_layers=3, mapping_lr=0.1
+            ),
+            mixing=0.5,
+        ),
+        "paper": lambda data: StyleGANConfig(data.image_size, data.channels, growing=Growing(18_750, 18_750, first=1)),
+    }, STYLEGAN_RECIPE, _recipe(2.5e-3, (0.0, 0.99), 32)),
+)  # fmt: skip
+
 
 def small_styles(data: PictureSpec) -> StyleGAN2Networks:
     """Maps from 7 or 8 pixels on, 24 channels at the picture's size, a short mapping that learns faster."""
@@ -463,5 +521,5 @@ stylegan2_ada = System(
 
 SYSTEMS: tuple[System, ...] = (
     gan, dcgan, improved_gan, semi_supervised_gan, instance_noise, roth_gan, wgan, wgan_gp, r1_gan, cgan, ac_gan,
-    projection_gan, biggan, stylegan2, stylegan2_ada,
+    projection_gan, biggan, progan, stylegan, stylegan2, stylegan2_ada,
 )  # fmt: skip
