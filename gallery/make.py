@@ -29,7 +29,8 @@ GALLERY = ROOT / "gallery"
 NUMBERS = ROOT / "src" / "mezzotint" / "gallery.json"
 RUNS = "runs/gallery"
 JUDGE = f"{RUNS}/classifier"
-JUDGED = f"--data fashion --n 1000 --likelihood-n 50 --classifier {JUDGE}"
+JUDGED = f"--data fashion --n 1000 --classifier {JUDGE}"
+SLOWLY_JUDGED = f"{JUDGED} --likelihood-n 50"  # where a likelihood takes many evaluations of a network
 SHOWN = (
     "fd_classifier",
     "precision",
@@ -37,6 +38,8 @@ SHOWN = (
     "coverage",
     "class_accuracy",
     "bits_per_dim",
+    "kl",
+    "active_units",
     "accuracy",
 )
 
@@ -50,6 +53,7 @@ class Entry:
     data: str = "fashion"
     train: str = ""  # further options of `mezzotint train`
     controls: str = ""  # options of `mezzotint sample` and `evaluate`
+    begin: str = ""  # what `mezzotint sample` begins from, where `evaluate` knows it
     evaluate: str = JUDGED
     draws: bool = True
 
@@ -57,35 +61,56 @@ class Entry:
 GUIDED = "--guidance 1"
 ENTRIES = (
     Entry("classifier", pictures=150_000, evaluate="--data fashion", draws=False),
-    Entry("dpm"),
-    Entry("ddpm", controls=GUIDED),
-    Entry("improved-ddpm", controls=GUIDED),
-    Entry("score-sde-vp", controls=GUIDED),
-    Entry("score-sde-ve", controls=GUIDED),
-    Entry("score-sde-subvp", controls=GUIDED),
+    Entry("autoencoder"),
+    Entry("generative-dae"),
+    Entry("vae"),
+    Entry("beta-vae"),
+    Entry("capacity-vae"),
+    Entry("pixelvae"),
+    Entry("cvae", begin="--source fashion"),
+    Entry("semi-supervised-m1", evaluate="--data fashion", draws=False),
+    Entry("semi-supervised-m2"),
+    Entry("semi-supervised-vae"),
+    Entry("iwae"),
+    Entry("draw"),
+    Entry("vq-vae"),
+    Entry("hierarchical-variational-model"),
+    Entry("iaf-vae"),
+    Entry("ladder-vae"),
+    Entry("vhp-vae"),
+    Entry("nvae"),
+    Entry("vdvae"),
+    Entry("fvsbn"),
+    Entry("made"),
+    Entry("dpm", evaluate=SLOWLY_JUDGED),
+    Entry("ddpm", controls=GUIDED, evaluate=SLOWLY_JUDGED),
+    Entry("improved-ddpm", controls=GUIDED, evaluate=SLOWLY_JUDGED),
+    Entry("score-sde-vp", controls=GUIDED, evaluate=SLOWLY_JUDGED),
+    Entry("score-sde-ve", controls=GUIDED, evaluate=SLOWLY_JUDGED),
+    Entry("score-sde-subvp", controls=GUIDED, evaluate=SLOWLY_JUDGED),
     Entry("noisy-classifier", evaluate="--data fashion", draws=False),
-    Entry("adm", controls="--control classifier_guidance=1"),
-    Entry("edm", controls=GUIDED),
-    Entry("dit", controls=GUIDED),
-    Entry("progressive-distillation"),
-    Entry("consistency-distillation", controls="--steps 2"),
-    Entry("consistency-training", train="--set total_steps=2500", controls="--steps 2"),
-    Entry("dmd"),
-    Entry("dfno"),
-    Entry("neural-ode"),
-    Entry("rectified-flow", controls=GUIDED),
-    Entry("reflow"),
-    Entry("improved-rectified-flow"),
-    Entry("boundary-rectified-flow", controls=GUIDED),
+    Entry("adm", controls="--control classifier_guidance=1", evaluate=SLOWLY_JUDGED),
+    Entry("edm", controls=GUIDED, evaluate=SLOWLY_JUDGED),
+    Entry("dit", controls=GUIDED, evaluate=SLOWLY_JUDGED),
+    Entry("progressive-distillation", evaluate=SLOWLY_JUDGED),
+    Entry("consistency-distillation", controls="--steps 2", evaluate=SLOWLY_JUDGED),
+    Entry("consistency-training", train="--set total_steps=2500", controls="--steps 2", evaluate=SLOWLY_JUDGED),
+    Entry("dmd", evaluate=SLOWLY_JUDGED),
+    Entry("dfno", evaluate=SLOWLY_JUDGED),
+    Entry("neural-ode", evaluate=SLOWLY_JUDGED),
+    Entry("rectified-flow", controls=GUIDED, evaluate=SLOWLY_JUDGED),
+    Entry("reflow", evaluate=SLOWLY_JUDGED),
+    Entry("improved-rectified-flow", evaluate=SLOWLY_JUDGED),
+    Entry("boundary-rectified-flow", controls=GUIDED, evaluate=SLOWLY_JUDGED),
     Entry(
         "rectified-transport",
         data="'fashion/ankle boot' --source fashion/sneaker",
         controls="--source fashion/sneaker",
         evaluate=f"--data 'fashion/ankle boot' --n 500 --classifier {JUDGE}",
     ),
-    Entry("flow-matching-ot", controls=GUIDED),
-    Entry("flow-matching-diffusion", controls=GUIDED),
-    Entry("optimal-flow-matching"),
+    Entry("flow-matching-ot", controls=GUIDED, evaluate=SLOWLY_JUDGED),
+    Entry("flow-matching-diffusion", controls=GUIDED, evaluate=SLOWLY_JUDGED),
+    Entry("optimal-flow-matching", evaluate=SLOWLY_JUDGED),
 )
 
 
@@ -128,7 +153,9 @@ def make(entry: Entry, threads: int, anew: bool) -> dict:
     row = {"command": f"mezzotint {line}", "seed": 0, "minutes": round(trained["seconds"] / 60, 1)}
     row |= {"cores": trained["threads"], "pictures": trained["pictures"]}
     if entry.draws:
-        drawing = " ".join(f"sample {run} --n 100 {entry.controls} --out gallery/{entry.system}.png".split())
+        drawing = " ".join(
+            f"sample {run} --n 100 {entry.controls} {entry.begin} --out gallery/{entry.system}.png".split()
+        )
         command(drawing, threads)
         row["sample"] = f"mezzotint {drawing}"
     judge = f"evaluate {run} {entry.evaluate} {entry.controls if entry.draws else ''}".strip()
