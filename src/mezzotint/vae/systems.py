@@ -66,7 +66,7 @@ BURDA_RECIPE = Recipe(
     ema_half_life=0,
 )
 
-# Rate and 100 passes are those of a reimplementation (jbornschein/draw), the clipping that of another
+# Rate, 100 passes and clipping are those of a reimplementation (jbornschein/draw)
 GREGOR_RECIPE = Recipe(
     batch_size=100,
     pictures=100 * 60_000,
@@ -392,7 +392,8 @@ semi_supervised_m2 = System(
         "over all of them as the classifier finds them likely, so that pictures without labels teach it too."
     ),
     stages=_one_stage(SemiSupervisedVAE, {
-        "small": lambda data: SemiSupervisedConfig(data.image_size, data.channels, len(data.classes)),
+        # alpha: of grey levels the bound is twenty times as many nats as of the paper's black and white
+        "small": lambda data: SemiSupervisedConfig(data.image_size, data.channels, len(data.classes), alpha=10.0),
         "paper": lambda data: SemiSupervisedConfig(
             data.image_size, data.channels, len(data.classes), latent=50, network=MLPConfig((500,), "softplus"),
             likelihood=BernoulliConfig(),
@@ -414,11 +415,11 @@ semi_supervised_vae = System(
     stages=(
         Stage("codes", VAE, CODES, {"small": SMALL_RECIPE, "paper": KINGMA_RECIPE}),
         Stage("model", StackedVAE, {
-            "small": lambda data: StackedConfig(len(data.classes)),
+            "small": lambda data: StackedConfig(len(data.classes), alpha=2.0),  # the paper's 0.1 takes its 3000 passes
             "paper": lambda data: StackedConfig(
                 len(data.classes), latent=50, network=MLPConfig((500,), "softplus")
             ),  # (300,) for 100 labels
-        }, {"small": SMALL_RECIPE, "paper": KINGMA_RECIPE}),
+        }, {"small": replace(SMALL_RECIPE, optimizers={"model": Optimizer("adam", lr=3e-3)}), "paper": KINGMA_RECIPE}),
     ),
     needs=frozenset({"labels"}),
 )  # fmt: skip
