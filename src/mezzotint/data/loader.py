@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -95,7 +96,7 @@ class Loader:
         start = number * self.batch_size
         rows = self._order.rows(start, start + self.batch_size, self.mine)
         seeds = [fold(self.seed, number, row) for row in self.mine]
-        random = PictureRandom([fold(seed, AUGMENTATION) for seed in seeds])
+        random = augmenting(seeds)
         images = self._shown(rows.levels, random)
         source = None if rows.source is None else self._shown(rows.source, random)
         return Batch(images, rows.labels, rows.captions, source, seeds=seeds, weights=rows.weights)
@@ -106,6 +107,11 @@ class Loader:
             values = levels.numpy()
             values[mirrored] = values[mirrored, ..., ::-1]
         return PIXELS[self.pixels](levels, random)
+
+
+def augmenting(seeds: Sequence[int]) -> PictureRandom:
+    """The random numbers by which pictures of these seeds are shown, apart from what a model draws with the same."""
+    return PictureRandom([fold(seed, AUGMENTATION) for seed in seeds])
 
 
 def dequantise(levels: Tensor, random: PictureRandom) -> Tensor:

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.batch import PictureRandom
 from ..core.errors import ConfigError, suggest
 from ..core.likelihood import Pixels, bits_per_dim, discrete_log_prob
 from ..core.model import HasELBO, HasLogProb
-from ..data.loader import PIXELS
+from ..data.loader import PIXELS, augmenting
 from .features import to_levels
 from .precision import full_precision
 
@@ -55,7 +54,7 @@ def mean_bits_per_dim(
             [-1, 1], here at x + u with u uniform in a level's cell, which bounds the probability from below (Theis et
             al. 2016, arXiv 1511.01844, section 3.1); "binary": the probability of a picture with pixels in {-1, 1},
             drawn with its grey levels as chances. A model whose `log_prob` is a density is never asked about levels
-    seed    of u, and of what the model draws itself: picture k has seed `seed + k`
+    seed    of u, and, apart from that, of what the model draws itself: picture k has seed `seed + k`
     device  where the model is
     controls
             options of the model's `log_prob` or `elbo`, such as terms
@@ -77,7 +76,7 @@ def mean_bits_per_dim(
     for images in batches:
         dims = getattr(model, "dims", None) or images[0].numel()
         seeds = list(range(seed + pictures, seed + pictures + len(images)))
-        shown = PIXELS[pixels](to_levels(images.cpu()), PictureRandom(seeds)).to(device)
+        shown = PIXELS[pixels](to_levels(images.cpu()), augmenting(seeds)).to(device)
         with full_precision(device):
             log_prob = method(shown, **{"seeds": seeds} if seeded else {}, **(controls or {})).cpu().double()
         if pixels == "dequantised":
