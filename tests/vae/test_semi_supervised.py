@@ -325,6 +325,19 @@ def test_labels_are_asked_for_as_a_setting_and_the_judge_reports_accuracy(tmp_pa
     assert {"bits_per_dim", "fd_pixels", "active_units"} <= numbers.keys()
 
 
+def test_labels_that_are_not_there_are_missed_before_anything_is_trained(tmp_path):
+    for k, picture in enumerate(stripes(8, flip=0.1)[1].levels.repeat_interleave(2, 2).repeat_interleave(2, 3)):
+        folder = tmp_path / "pictures" / ("level", "upright")[k % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture[0].numpy()).save(folder / f"{k}.png")
+    settings = RunSettings(
+        "semi-supervised-vae", str(tmp_path / "pictures"), budget=Budget(pictures=16), changes={"labelled": "100"}
+    )
+    with pytest.raises(ConfigError, match="100 labelled pictures take 50 of each class"):
+        train(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_likelihood_with_weights_of_its_own_is_saved_once(tmp_path):
     codes = m1(8, 2, GaussianPixelsConfig())
     model = StackedVAE(StackedConfig(CLASSES, latent=2, network=TINY), codes=codes)

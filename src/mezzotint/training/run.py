@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..core.batch import Batch, PictureRandom, PictureSpec
+from ..core.batch import Batch, PictureSpec
 from ..core.checkpoint import checkpoints
 from ..core.config import Config
 from ..core.errors import CheckpointError, ConfigError, DataError
@@ -24,7 +24,8 @@ from ..core.model import Classifies, Model, Samples, Watches
 from ..core.system import Identity, Recipe, Stage, System, build_stage
 from ..data import Pictures, open_pictures, spread_over
 from ..data.grid import grid
-from ..data.loader import PIXELS
+from ..data.loader import PIXELS, augmenting
+from ..data.pictures import PartlyLabelled
 from ..systems import configure, find, load
 from .schedule import Budget
 from .trainer import Outcome, Trainer
@@ -76,7 +77,9 @@ def train(
     if len(recipes) > 1:  # what a later stage cannot be built of is said before the first is trained
         end = system.stages[-1].name
         with torch.device("meta"):
-            build_stage(system, end, configs, Identity(system.name, end, settings.size, pictures.spec))
+            built = build_stage(system, end, configs, Identity(system.name, end, settings.size, pictures.spec))
+        if built.few_labels is not None:  # nor what these pictures do not have
+            PartlyLabelled(pictures, built.few_labels, settings.seed)
     if accelerator.is_main_process:
         _write_settings(settings, directory)
     accelerator.wait_for_everyone()
@@ -256,8 +259,9 @@ def _held_out(test: Pictures, recipe: Recipe) -> Batch:
     """Some test pictures, spread over the set, shown as the recipe shows pictures to the model."""
     rows = test.rows(spread_over(len(test), HELD_OUT))
     seeds = list(range(len(rows.levels)))
-    images = PIXELS[recipe.pixels](rows.levels, PictureRandom(seeds))
-    source = None if rows.source is None else PIXELS[recipe.pixels](rows.source, PictureRandom(seeds))
+    random = augmenting(seeds)
+    images = PIXELS[recipe.pixels](rows.levels, random)
+    source = None if rows.source is None else PIXELS[recipe.pixels](rows.source, random)
     return Batch(images, rows.labels, rows.captions, source, seeds=seeds)
 
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from ..core.batch import Batch, FewLabels
 from ..core.config import Config
-from ..core.errors import ConfigError, DataError
-from ..core.labels import choose_labels, given_labels
+from ..core.errors import ConfigError
+from ..core.labels import choose_labels, given_labels, labels_of
 from ..core.model import Latents, Losses, Model
 from .gaussian import LOG_2PI, Gaussian
 from .likelihoods import LikelihoodConfig, LogisticsConfig
@@ -59,7 +59,7 @@ class CodeClassifier(Model):
     def forward(self, batch: Batch, player: str = "model") -> Losses:
         """-ln p(y | z), z from q(z | x), nats, the mean over labelled pictures. Raises `DataError` without labels."""
         z = self.codes.posterior(batch.images).at(batch.random().normal(self.codes.config.latent))
-        logits, labels = self.linear(z), _labels(batch)
+        logits, labels = self.linear(z), cast("Tensor", labels_of(batch, self.config.classes))
         accuracy = (logits.argmax(1) == labels).float().mean()
         return Losses(F.cross_entropy(logits, labels), {"accuracy": accuracy})
 
@@ -189,7 +189,7 @@ class SemiSupervised(VariationalModel):
         Logged: the terms of the bound as the batch has them, weighted, "classification" (-ln q(y | x)) and "accuracy"
         of its labelled pictures. Raises `DataError` without labels.
         """
-        labels = _labels(batch)
+        labels = cast("Tensor", labels_of(batch, self.core.classes))
         known = labels >= 0
         weights = torch.ones_like(known, dtype=batch.images.dtype) if batch.weights is None else batch.weights
         share = 1.0 if batch.weights is None or self.few_labels is None else 1 / self.few_labels.every
@@ -386,12 +386,6 @@ class StackedVAE(SemiSupervised):
 def _code_log_prob(numbers: Tensor, codes: Tensor) -> Tensor:
     """ln p(z1 | y, z2), (B,): means and log-variances from the decoder, (B, 2 D, 1, 1)."""
     return Gaussian.of(numbers.flatten(1)).log_prob(codes.flatten(1))
-
-
-def _labels(batch: Batch) -> Tensor:
-    if batch.labels is None:
-        raise DataError("this model learns from labels, and these pictures have none")
-    return batch.labels
 
 
 def _check_classes(classes: int) -> None:
