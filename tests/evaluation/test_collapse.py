@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mezzotint.core.batch import Batch, PictureSpec
+from mezzotint.core.batch import Batch, PictureRandom, PictureSpec, picture_seeds
 from mezzotint.core.errors import ConfigError
 from mezzotint.core.model import Latents, Losses, Model, abilities
 from mezzotint.evaluation.collapse import diagnose
@@ -89,6 +89,17 @@ def test_units_are_active_whose_mean_varies_by_more_than_a_hundredth():
 )
 def test_the_verdict_says_it_in_words(gains, offsets, verdict):
     assert diagnose(Coded(gains, offsets), [IMAGES]).verdict.startswith(verdict)
+
+
+def test_what_a_hierarchy_draws_does_not_depend_on_batches(truth):
+    class Drawn(Coded):
+        def latents(self, images, *, seeds=0):
+            noise = PictureRandom(picture_seeds(len(images), seeds)).normal(1)
+            return Latents(noise, noise**2)
+
+    whole, parts = diagnose(Drawn([1.0]), [IMAGES], seed=4), diagnose(Drawn([1.0]), IMAGES.split(100), seed=4)
+    truth("collapse", "KL of a code that is drawn, in batches of 100", "in one", abs(whole.nats - parts.nats), 1e-12)
+    assert whole.variance > 0.5  # each picture draws its own
 
 
 def test_a_diagnosis_of_one_picture_is_refused():

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
+from vae.quadrature import Nodes, binary_pictures
 
 import mezzotint as mz
-from mezzotint.core.batch import Batch, PictureSpec
+from mezzotint.core.batch import Batch, PictureRandom, PictureSpec
 from mezzotint.core.errors import ConfigError
 from mezzotint.systems import catalogue
 from mezzotint.vae.draw import DRAW, DRAWConfig
@@ -33,26 +31,7 @@ def loosened(model, by=0.3):
 
 # All pictures of 2 x 2 black and white pixels ------------------------------------------------------------------------
 
-NODES = 48
-
-
-class Nodes(Draws):
-    """In place of noise: every pair of Gauss-Hermite nodes, (NODES^2, T = 2, 1), whose weights sum to one."""
-
-    def __init__(self):
-        points, weights = np.polynomial.hermite_e.hermegauss(NODES)
-        points, weights = torch.from_numpy(points), torch.from_numpy(weights / math.sqrt(2 * math.pi))
-        self.points = torch.cartesian_prod(points, points)[:, :, None]
-        self.weights = torch.outer(weights, weights).flatten()
-
-    def normal(self, *shape):
-        assert shape == (2, 1)
-        return self.points
-
-
-def all_pictures():
-    bits = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 4)
-    return bits.reshape(16, 1, 2, 2)
+NOISE = Nodes(2, 48)  # of z_1 and z_2
 
 
 @pytest.fixture(params=[2, None], ids=["attention", "without"])
@@ -64,25 +43,22 @@ def tiny(request):
 @torch.no_grad()
 def exact(model):
     """p(x) of the 16 pictures, by quadrature over z_1, z_2 of the prior."""
-    nodes = Nodes()
-    canvases = model.generate(NODES**2, nodes)
-    chances = [model.likelihood.log_prob(canvases, x.expand_as(canvases)).exp() @ nodes.weights for x in all_pictures()]
-    return torch.stack(chances)
+    canvases = model.generate(len(NOISE), NOISE)
+    likelihoods = [model.likelihood.log_prob(canvases, x.expand_as(canvases)).exp() for x in binary_pictures(2)]
+    return torch.cat([NOISE.mean(one) for one in likelihoods])
 
 
 def infer(model, x):
-    nodes = Nodes()
-    return model.infer(Batch(x.expand(NODES**2, -1, -1, -1)), (), nodes), nodes.weights
+    return model.infer(Batch(x.expand(len(NOISE), -1, -1, -1)), (), NOISE)
 
 
 @torch.no_grad()
 def test_weights_of_the_posterior_average_to_the_likelihood(tiny, truth):
     """E_q[p(x, z) / q(z | x)] = p(x): encoder and generator speak of one model, whose p(x) sum to one."""
     found = []
-    for x in all_pictures():
-        inferred, weights = infer(tiny, x)
-        found.append(inferred.log_weight.exp() @ weights)
-    found = torch.stack(found)
+    for x in binary_pictures(2):
+        found.append(NOISE.mean(infer(tiny, x).log_weight.exp()))
+    found = torch.cat(found)
     truth("draw", "E_q[w]", "p(x) by quadrature", (found / exact(tiny) - 1).abs().max(), 5e-8)
     truth("draw", "E_q[w], the sum over all pictures of 2 x 2", "one", abs(found.sum() - 1), 1e-11)
 
@@ -91,11 +67,11 @@ def test_weights_of_the_posterior_average_to_the_likelihood(tiny, truth):
 def test_the_bound_is_below_the_likelihood_and_its_two_forms_agree(tiny, truth):
     """E_q of the closed-form bound equals E_q[ln w], and both lie below ln p(x)."""
     log_p, forms = exact(tiny).log(), []
-    for x in all_pictures():
-        inferred, weights = infer(tiny, x)
-        assert inferred.kl.shape == (NODES**2, 2)  # one group for each step
-        forms.append(torch.stack([inferred.elbo @ weights, inferred.log_weight @ weights]))
-    closed, drawn = torch.stack(forms, 1)
+    for x in binary_pictures(2):
+        inferred = infer(tiny, x)
+        assert inferred.kl.shape == (len(NOISE), 2)  # one group for each step
+        forms.append(torch.stack([NOISE.mean(inferred.elbo), NOISE.mean(inferred.log_weight)]))
+    closed, drawn = torch.cat(forms, 1)
     truth("draw", "E_q[bound], KL in closed form", "E_q[ln w]", (closed - drawn).abs().max(), 1e-14)
     assert (closed < log_p - 1e-4).all()
 
@@ -171,15 +147,9 @@ def test_each_step_has_a_share_of_the_divergence(truth):
     model = loosened(DRAW(DRAWConfig(5, **TINY, read=2, write=2)))
     images = torch.randint(0, 2, (4, 1, 5, 5)) * 2.0 - 1
 
-    class Zeros(Draws):
-        def __init__(self):
-            pass
-
-        def normal(self, *shape):
-            return torch.zeros(4, *shape)
-
     with torch.no_grad():
-        found, inferred = model.latents(images), model.infer(Batch(images), (), Zeros())
+        found = model.latents(images, seeds=3)
+        inferred = model.infer(Batch(images), (), Draws(PictureRandom(range(3, 7))))
     assert found.means.shape == found.kl.shape == (4, 9)
     error = (found.kl.unflatten(1, (3, 3)).sum(2) - inferred.kl).abs().max()
     truth("draw", "KL of each dimension", "KL of each step, summed", error, 1e-6)
@@ -195,6 +165,9 @@ def test_a_strip_ends_in_the_sample_and_says_where_it_was_painted():
     assert strip.writes.centre.shape == (3, 4, 2)
     assert strip.writes.extent.shape == strip.writes.std.shape == (3, 4)
     assert strip.reads is None  # nothing is read where there is no picture
+    mean = model.decode(torch.zeros(4, 3, 3))
+    for cold in (model.strip(4, seeds=7, temperature=0.0).pictures[-1], model.sample(4, seeds=7, temperature=0.0)):
+        assert torch.equal(cold, mean)
 
 
 def test_a_trace_ends_in_the_reconstruction_and_says_where_it_looked():

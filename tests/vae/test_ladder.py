@@ -210,6 +210,8 @@ def test_latents_are_of_every_dimension_and_reconstructions_of_their_means():
         with pytest.raises(ConfigError, match=f"do not have {dims} dimensions"):
             model.decode(torch.zeros(1, dims).double())
     assert torch.equal(found.kl, model.infer(Batch(x), seen, Draws(PictureRandom(range(5)))).kl)
+    alone = model.latents(x[3:], seeds=3).kl  # of its seed, not of its place in a batch
+    assert torch.allclose(alone, found.kl[3:], rtol=1e-12)
 
 
 @pytest.mark.parametrize("objective", [ELBO(free_bits=0.1, warmup_steps=10), ImportanceWeighted(3)])

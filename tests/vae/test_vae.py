@@ -258,6 +258,7 @@ def test_sizes_fit_pictures_of_28_and_32_pixels(name, size, data):
         (lambda: VAE(VAEConfig(28, network=ConvConfig(levels=3))), "28 pixels cannot be halved 3 times"),
         (lambda: model().sample(2, pixels="exact"), "'mean' or 'drawn'"),
         (lambda: model().sample(2, temperature=-1.0), "0 or more, not -1"),
+        (lambda: model().sample(2, temperature=float("nan")), "0 or more, not nan"),
         (lambda: model().elbo(batch().images, samples=0), "at least 1 sample of z, not 0"),
     ],
 )

@@ -158,11 +158,32 @@ def test_codes_are_what_the_posterior_expects():
         inferred = made.infer(Batch(images), made.recognise(Batch(images)), Still())
         latents = made.latents(images)
     assert latents.means.shape == latents.kl.shape == (3, 8)
-    assert torch.allclose(latents.kl.sum(1), inferred.kl.sum(1), rtol=1e-4)
     assert torch.allclose(latents.means[:, :2], codes[:, :2])
+    assert torch.allclose(latents.means[:, 2:4], codes[:, 2:10].view(3, 2, 4).mean(2), atol=1e-6)
     assert torch.equal(made.reconstruct(images), made.decode(codes))
+    with pytest.raises(ConfigError, match="have 74 dimensions together, not 73"):
+        made.decode(codes[:, 1:])
     p = (1 + images * made.reconstruct(images)) / 2  # of each pixel
     assert torch.allclose(p.log().sum((1, 2, 3)), inferred.log_likelihood, rtol=1e-4)
+
+
+def test_what_is_diagnosed_is_the_divergence_of_the_bound():
+    """Of groups that are drawn, not at their means; a picture's depends on its seed, not on its batch."""
+    made = model(4, "4x1,4d2,2x1,2d2,1x1", "1x1,2m1,4m2,4x1", 0.3, latent=2)
+    images = torch.randn(3, 1, 4, 4).sign()
+    with torch.no_grad():
+        inferred = made.infer(Batch(images), made.recognise(Batch(images)), Draws(PictureRandom(range(5, 8))))
+    found = made.latents(images, seeds=5)
+    assert torch.allclose(found.kl.unflatten(1, (4, 2)).sum(2), inferred.kl, rtol=1e-4)
+    assert torch.allclose(made.latents(images[2:], seeds=7).kl, found.kl[2:], rtol=1e-4)
+    assert not torch.allclose(made.latents(images).kl, found.kl, rtol=1e-2)
+
+
+def test_large_maps_may_begin_without_learned_biases():
+    made = model(4, "4x1,4d2,2x1,2d2,1x1", "1x1,2m1,4m2,4x1", 0.3, biases_up_to=2)
+    assert sorted(made.biases) == ["1", "2"]
+    made(Batch(torch.randn(2, 1, 4, 4).sign(), seeds=[0, 1])).total.backward()
+    assert all(p.grad.any() for p in made.parameters())
 
 
 def test_sizes_that_are_odd_are_pooled_and_come_back():

@@ -171,7 +171,11 @@ class Latents(NamedTuple):
 
 @runtime_checkable
 class HasLatents(Protocol):
-    """Has a code with a posterior and a prior, whose collapse can be diagnosed."""
+    """Has a code with a posterior and a prior, whose collapse can be diagnosed.
+
+    Where a part of the code is drawn given another, `latents` also takes `seeds`, as `sample` does: a divergence is
+    then that given one draw of what is before, right on average.
+    """
 
     def latents(self, images: Tensor) -> Latents:
         """Means and divergences of the posterior, (B, D) each."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core.batch import PictureRandom
 from ..core.errors import ConfigError
 from ..core.likelihood import Pixels
 from ..core.model import HasLatents
-from ..data.loader import PIXELS
+from ..data.loader import PIXELS, augmenting
 from .features import to_levels
 from .precision import full_precision
 
@@ -66,18 +66,19 @@ def diagnose(
     number of pictures nor the size of batches matters.
 
     pixels  what the model is shown of grey levels, as in `mean_bits_per_dim`
-    seed    of what is drawn for that: picture k has seed `seed + k`
+    seed    of what is drawn for that, and of the groups of a hierarchy: picture k has seed `seed + k`
     device  where the model is
 
     Raises `ConfigError` for fewer than two pictures, of which no variance can be said.
     """
     device, count = torch.device(device), 0
+    seeded = "seeds" in inspect.signature(model.latents).parameters
     kl = mean = scatter = torch.zeros((), dtype=torch.float64)
     for images in batches:
-        seeds = range(seed + count, seed + count + len(images))
-        shown = PIXELS[pixels](to_levels(images.cpu()), PictureRandom(seeds)).to(device)
+        seeds = list(range(seed + count, seed + count + len(images)))
+        shown = PIXELS[pixels](to_levels(images.cpu()), augmenting(seeds)).to(device)
         with full_precision(device):
-            found = model.latents(shown)
+            found = model.latents(shown, **{"seeds": seeds} if seeded else {})
         means, nats = (part.flatten(1).cpu().double() for part in (found.means, found.kl))  # (B, D)
         total = count + len(means)
         share, step = len(means) / total, means.mean(0) - mean

@@ -201,10 +201,17 @@ class DRAW(VariationalModel):
         """c_T, the z_t from N(0, temperature^2 I)."""
         return self._last(temperature * draws.normal(self.config.glimpses, self.config.latent))
 
-    def latents(self, images: Tensor) -> Latents:
-        """Of all steps, one after the other, each z_t before being its mean: T latent dimensions."""
-        posteriors = [cast("Gaussian", step.posterior) for step in self.paint(self._at_means(images), images)]
-        return Latents(torch.cat([q.mean for q in posteriors], 1), torch.cat([q.kl() for q in posteriors], 1))
+    @torch.no_grad()
+    def latents(self, images: Tensor, *, seeds: int | Sequence[int] = 0) -> Latents:
+        """Of all steps, one after the other, T latent dimensions.
+
+        means  of each step where each z_t before is its mean
+        kl     given one draw of the steps before (picture k with seed k), right on average
+        """
+        draws = Draws(PictureRandom(picture_seeds(len(images), seeds), images.device))
+        noise = draws.normal(self.config.glimpses, self.config.latent)
+        kl = [cast("Gaussian", step.posterior).kl() for step in self.paint(noise, images)]
+        return Latents(self.encode(images).flatten(1), torch.cat(kl, 1))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.errors import ConfigError
 from .gaussian import Gaussian
 from .likelihoods import Likelihood
-from .model import Draws, Latents, VariationalModel, refuse_doubly
+from .model import Draws, Latents, VariationalModel, check_controls, refuse_doubly
 from .objectives import Inferred, ObjectiveConfig
 
 
@@ -109,47 +109,52 @@ class GroupedModel(VariationalModel):
             return super().sample(n, seeds=seeds, temperature=temperature, pixels=pixels)
         if not 0 <= layers <= self.groups:
             raise ConfigError(f"this model draws z in {self.groups} groups; layers is one of 0 ... {self.groups}")
-        if pixels not in ("mean", "drawn"):
-            raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
-        if temperature < 0:
-            raise ConfigError(f"a temperature is 0 or more, not {temperature}")
+        check_controls(pixels, temperature)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         numbers = self.generate(n, Draws(random), temperature, layers)
         return self.likelihood.mean(numbers) if pixels == "mean" else self.likelihood.draw(numbers, random)
 
-    def latents(self, images: Tensor) -> Latents:
+    @torch.no_grad()
+    def latents(self, images: Tensor, *, seeds: int | Sequence[int] = 0) -> Latents:
         """For the diagnosis of collapse: a dimension is a channel of a group, (B, sum of channels).
 
-        The means are over the positions of the channel's map, the KL summed over them. Each group is seen given the
-        posterior means of the groups above it.
+        means  of each group given those of the groups above it, over the positions of the channel's map
+        kl     given one draw of the groups above (picture k with seed k), right on average, summed over positions
         """
-        means, kl = [], []
+        seen, kl = self.recognise(Batch(images)), []
+        random = PictureRandom(picture_seeds(len(images), seeds), images.device)
+        noise = self._split(Draws(random).normal(self._width))
 
         def choose(group: int, prior: Gaussian, posterior: Gaussian | None) -> Tensor:
             assert posterior is not None
-            means.append(posterior.mean.mean((2, 3)))
             kl.append(posterior.kl(prior).sum((2, 3)))
-            return posterior.mean
+            return posterior.at(noise[group])
 
-        self.descend(len(images), self.recognise(Batch(images)), choose)
-        return Latents(torch.cat(means, 1), torch.cat(kl, 1))
+        self.descend(len(images), seen, choose)
+        return Latents(torch.cat([mean.mean((2, 3)) for mean in self._means(seen)], 1), torch.cat(kl, 1))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """The posterior mean of each group given those of the groups above, one after the other: (B, sum of sizes)."""
+        return torch.cat([mean.flatten(1) for mean in self._means(self.recognise(Batch(images)))], 1)
+
+    def _means(self, seen: tuple[Tensor, ...]) -> list[Tensor]:
+        """The posterior mean of each group given those of the groups above, (B, C, H, W) each."""
         means: list[Tensor] = []
 
         def choose(group: int, prior: Gaussian, posterior: Gaussian | None) -> Tensor:
             assert posterior is not None
-            means.append(posterior.mean.flatten(1))
+            means.append(posterior.mean)
             return posterior.mean
 
-        self.descend(len(images), self.recognise(Batch(images)), choose)
-        return torch.cat(means, 1)
+        self.descend(len(seen[0]), seen, choose)
+        return means
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """E[x | z], (B, C, H, W) in [-1, 1]."""
+        """E[x | z], (B, C, H, W) in [-1, 1]. Raises `ConfigError` for another number of dimensions."""
+        if codes.shape[1] != self._width:
+            raise ConfigError(f"the groups of this model have {self._width} dimensions together, not {codes.shape[1]}")
         z = self._split(codes)
         return self.likelihood.mean(self.descend(len(codes), None, lambda group, prior, posterior: z[group]))
 

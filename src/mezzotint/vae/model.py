@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -103,7 +104,7 @@ class VariationalModel(Model):
             many, seen, draws = self._repeated(batch, random, min(CHUNK, samples - done))
             log_weights = self.infer(many, seen, draws).log_weight.unflatten(0, (len(images), -1))
             total = torch.logaddexp(total, torch.logsumexp(log_weights.double(), 1))
-        return total - torch.log(torch.tensor(float(samples), dtype=torch.float64))
+        return total - math.log(samples)
 
     @torch.no_grad()
     def sample(
@@ -125,10 +126,7 @@ class VariationalModel(Model):
 
         Raises `ConfigError` for another kind of pixels or a temperature below 0.
         """
-        if pixels not in ("mean", "drawn"):
-            raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
-        if temperature < 0:
-            raise ConfigError(f"a temperature is 0 or more, not {temperature}")
+        check_controls(pixels, temperature)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         numbers = self._asked(n, Draws(random), temperature, labels, source)
         return self.likelihood.mean(numbers) if pixels == "mean" else self.likelihood.draw(numbers, random)
@@ -150,6 +148,14 @@ class VariationalModel(Model):
             }
             batch, seen = Batch(**many), tuple(part.repeat_interleave(times, 0) for part in seen)
         return batch, seen, Draws(random, times)
+
+
+def check_controls(pixels: str, temperature: float) -> None:
+    """Raises `ConfigError` where `sample` is asked for another kind of pixels, or a temperature that is none."""
+    if pixels not in ("mean", "drawn"):
+        raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
+    if not temperature >= 0:
+        raise ConfigError(f"a temperature is 0 or more, not {temperature}")
 
 
 def refuse_doubly(objective: ObjectiveConfig, what: str) -> None:

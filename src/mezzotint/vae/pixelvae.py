@@ -15,7 +15,7 @@ from ..core.config import Config
 from ..core.errors import ConfigError
 from .gaussian import Gaussian
 from .likelihoods import LogisticsConfig
-from .model import Draws
+from .model import Draws, check_controls
 from .networks import ConvConfig, MLPConfig, begin
 from .objectives import Inferred
 from .vae import VAE, VAEConfig
@@ -186,10 +186,7 @@ class PixelVAE(VAE):
 
         Raises `ConfigError` for another kind of pixels or a temperature below 0.
         """
-        if pixels not in ("mean", "drawn"):
-            raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
-        if temperature < 0:
-            raise ConfigError(f"a temperature is 0 or more, not {temperature}")
+        check_controls(pixels, temperature)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         z = temperature * Draws(random).normal(self.config.latent)
         images = self.draw(z, random)

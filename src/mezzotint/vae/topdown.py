@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..core.batch import Batch, PictureRandom
+from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.errors import ConfigError
 from .gaussian import Gaussian
 from .likelihoods import Likelihood
@@ -131,13 +131,13 @@ class TopDownModel(VariationalModel):
         return self.descend(n, draws, (), temperature)[0]
 
     @torch.no_grad()
-    def latents(self, images: Tensor) -> Latents:
+    def latents(self, images: Tensor, *, seeds: int | Sequence[int] = 0) -> Latents:
         """Every dimension of every group, from the top.
 
         means  of each group given the means of those above it: z where no noise is added, (B, D)
         kl     given one draw of the groups above (picture k with seed k), which is right on average, (B, D)
         """
-        drawn = self.descend(len(images), _draws(images), self.recognise(Batch(images)))[1]
+        drawn = self.descend(len(images), _draws(images, seeds), self.recognise(Batch(images)))[1]
         return Latents(self.encode(images), torch.cat([group.kl.flatten(1) for group in drawn], 1))
 
     @torch.no_grad()
@@ -170,5 +170,5 @@ class TopDownModel(VariationalModel):
         return self.decode(self.encode(images))
 
 
-def _draws(images: Tensor) -> Draws:
-    return Draws(PictureRandom(range(len(images)), images.device))
+def _draws(images: Tensor, seeds: int | Sequence[int] = 0) -> Draws:
+    return Draws(PictureRandom(picture_seeds(len(images), seeds), images.device))
