@@ -186,6 +186,8 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_halves(norm):
 def test_of_batch_normalisation_only_training_knows():
     """As published: a picture's loss depends on those beside it while training, its bound and its samples do not."""
     made = model(8, norm="batch", width=8)
+    assert made.batch_statistics
+    assert not model(8).batch_statistics
     batch = Batch(torch.randn(4, 1, 8, 8).sign(), seeds=range(4))
     halves = [made(batch[rows]).total for rows in (slice(0, 2), slice(2, 4))]
     assert not torch.allclose(made(batch).total, sum(halves) / 2, rtol=1e-5)

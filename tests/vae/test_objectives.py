@@ -87,6 +87,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_those_of_its_halves(objective):
     ("make", "complaint"),
     [
         (lambda: ELBO(beta=-1.0), "beta must not be negative"),
+        (lambda: ELBO(beta=math.nan), "beta must not be negative or infinite"),
         (lambda: ELBO(warmup_steps=-1), "warmup_steps"),
         (lambda: ELBO(free_bits=-0.1), "free_bits"),
         (lambda: Capacity(gamma=-1.0), "gamma"),

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -19,14 +18,10 @@ class Gaussian(NamedTuple):
     log_std: Tensor  # of the same shape
 
     @classmethod
-    def of(cls, numbers: Tensor, dim: int = 1, least: float | None = None) -> Gaussian:
-        """From a network's answer, whose halves along `dim` are mean and log-variance.
-
-        least  of log sigma: below it the answer bends smoothly, so that gradients go on; None: no bound
-        """
-        mean, log_variance = numbers.chunk(2, dim)
-        log_std = log_variance / 2
-        return cls(mean, log_std if least is None else least + F.softplus(log_std - least))
+    def of(cls, numbers: Tensor) -> Gaussian:
+        """From a network's answer (B, 2 D, ...), whose halves are mean and log-variance."""
+        mean, log_variance = numbers.chunk(2, 1)
+        return cls(mean, log_variance / 2)
 
     @classmethod
     def standard(cls, like: Tensor) -> Gaussian:

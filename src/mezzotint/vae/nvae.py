@@ -285,6 +285,7 @@ class NVAE(GroupedModel):
     def __init__(self, config: NVAEConfig) -> None:
         super().__init__(config.likelihood.build(config.channels), config.objective)
         self.config = config
+        self.batch_statistics = config.norm == "batch"
         sizes, stem = config.sizes(), config.halvings
         widths = [config.width * 2**level for level in range(len(sizes))]
 

@@ -159,5 +159,5 @@ def weigh_again(z: Tensor, log_weights: Tensor) -> None:
 
 def _not_negative(config: Config, *names: str) -> None:
     for name in names:
-        if getattr(config, name) < 0:
-            raise ConfigError(f"{name} must not be negative, but it is {getattr(config, name)}")
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ConfigError(f"{name} must not be negative or infinite, but it is {getattr(config, name)}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.model import Encodes, HasLatents, Model
 
-VALUES = (-3.0, -2.25, -1.5, -0.75, 0.0, 0.75, 1.5, 2.25, 3.0)  # deviations of the prior
+VALUES = (-3.0, -2.25, -1.5, -0.75, 0.0, 0.75, 1.5, 2.25, 3.0)  # deviations of N(0, I)
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def traverse(
 
     picture     (1, C, H, W) or (C, H, W), pixels as the model's likelihood knows them
     dimensions  R, or as many as the code has
-    values      V of them, in deviations of the prior
+    values      V of them, which are deviations of the prior where that is N(0, I)
     reference   (N, C, H, W) pictures over which the KL is averaged; None: of the picture alone
 
     Raises `ConfigError` if the model has no code of one mean for each dimension, or for more than one picture.
