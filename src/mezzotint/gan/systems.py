@@ -19,6 +19,7 @@ from .progan import Growing, ProGAN, ProGANConfig, ProGANNetworks
 from .resnet import ResNetConfig, ResNetGAN, ResNetGANConfig
 from .stylegan import StyleGAN, StyleGANConfig, StyleGANNetworks
 from .stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Networks
+from .stylegan3 import StyleGAN3, StyleGAN3Config, StyleGAN3Networks
 
 
 def _recipe(lr: float, betas: tuple[float, float], batch_size: int = 64, **choices: Any) -> Recipe:
@@ -519,7 +520,78 @@ stylegan2_ada = System(
     }, ADA_RECIPE, SMALL_STYLES_RECIPE),
 )  # fmt: skip
 
+
+def small_waves(data: PictureSpec, **choices: Any) -> StyleGAN3Networks:
+    """Four layers, two of them critical, short filters, narrow margins, a short mapping."""
+    same: dict[str, Any] = {"channel_base": 16 * data.image_size, "channel_max": 32}
+    return StyleGAN3Networks(
+        layers=4, margin=3, filter_size=4, width=64, mapping_lr=0.1, critic_base=16 * data.image_size, critic_max=64,
+        coarsest=7, group=0, **{**same, **choices},
+    )  # fmt: skip
+
+
+def _stylegan3(data: PictureSpec, network: StyleGAN3Networks, **choices: Any) -> StyleGAN3Config:
+    return StyleGAN3Config(data.image_size, data.channels, network=network, **choices)
+
+
+def _small_stylegan3(data: PictureSpec, **network: Any) -> StyleGAN3Config:
+    return _stylegan3(
+        data, small_waves(data, **network), latent=64, penalty=ZeroCentred(gamma=0.5, every=16),
+        magnitude_half_life=2000,
+    )  # fmt: skip
+
+
+# Karras et al. 2021: batches of 32, 25 million real pictures (and as many batches again for the generator), the
+# generator learns a little faster
+STYLEGAN3_RECIPE = replace(
+    STYLEGAN2_RECIPE, optimizers={
+        "generator": Optimizer("adam", lr=2.5e-3, betas=(0.0, 0.99), clip=None),
+        "discriminator": Optimizer("adam", lr=2e-3, betas=(0.0, 0.99), clip=None),
+    },
+)  # fmt: skip
+ALIAS_FREE = Paper(
+    "Alias-Free Generative Adversarial Networks",
+    "Karras, Aittala, Laine, Härkönen, Hellsten, Lehtinen, Aila", 2021, "2106.12423",
+)  # fmt: skip
+
+stylegan3_t = System(
+    name="stylegan3-t",
+    title="StyleGAN 3, equivariant to translations",
+    paper=ALIAS_FREE,
+    family="gan",
+    survey="section 3.3, table II and figure 24",
+    summary=(
+        "Details that stick to the screen while a face moves are aliases. So each layer is a signal of limited "
+        "frequencies, made of waves, resampled through filters made to measure, even around each nonlinearity; and "
+        "pictures can be shifted by any part of a pixel."
+    ),
+    stages=_one_stage(StyleGAN3, {
+        "small": lambda data: _small_stylegan3(data),
+        "paper": lambda data: _stylegan3(data, StyleGAN3Networks()),
+    }, STYLEGAN3_RECIPE, SMALL_STYLES_RECIPE),
+)  # fmt: skip
+
+stylegan3_r = System(
+    name="stylegan3-r",
+    title="StyleGAN 3, equivariant to translations and rotations",
+    paper=ALIAS_FREE,
+    family="gan",
+    survey="section 3.3, table II",
+    summary=(
+        "No layer knows a direction: convolutions of one pixel, twice as many channels, and filters that are alike "
+        "all around. So pictures can be turned as well as shifted, and their details turn with them."
+    ),
+    stages=_one_stage(StyleGAN3, {
+        "small": lambda data: _small_stylegan3(
+            data, kernel=1, radial=True, channel_base=32 * data.image_size, channel_max=64
+        ),
+        "paper": lambda data: _stylegan3(
+            data, StyleGAN3Networks(65536, 1024, kernel=1, radial=True), blur=10.0, blur_steps=6250
+        ),
+    }, STYLEGAN3_RECIPE, SMALL_STYLES_RECIPE),
+)  # fmt: skip
+
 SYSTEMS: tuple[System, ...] = (
     gan, dcgan, improved_gan, semi_supervised_gan, instance_noise, roth_gan, wgan, wgan_gp, r1_gan, cgan, ac_gan,
-    projection_gan, biggan, progan, stylegan, stylegan2, stylegan2_ada,
+    projection_gan, biggan, progan, stylegan, stylegan2, stylegan2_ada, stylegan3_t, stylegan3_r,
 )  # fmt: skip

@@ -39,15 +39,32 @@ def fir(x: Tensor, taps: Tensor, *, up: int = 1, down: int = 1, padding: tuple[i
     for i = 0 .. (n up + before + after - K) // down, where n pixels are given.
 
     x        (B, C, H, W)
-    taps     (K,), f
+    taps     (K,), f; or those of a filter of the plane that is no outer product, (K, K)
     up       each pixel is followed by up - 1 zeros
     down     of the filtered pixels every so many-th is kept, beginning with the first
     padding  before, after: zeros added along both axes after spreading; negative ones cut off
     """
+    if taps.dim() == 2:
+        return _pass(x, taps, (up, up), (down, down), padding, padding)
     if len(taps) <= DIRECT_TAPS:
         return _pass(x, torch.outer(taps, taps), (up, up), (down, down), padding, padding)
     rows = _pass(x, taps[None, :], (1, up), (1, down), (0, 0), padding)
     return _pass(rows, taps[:, None], (up, 1), (down, 1), padding, (0, 0))
+
+
+def fir_directly(x: Tensor, taps: Tensor, *, up: int = 1, down: int = 1, padding: tuple[int, int] = (0, 0)) -> Tensor:
+    """The same as `fir`, slowly, as it is written there: spread, pad, sum over the taps, thin out."""
+    kernel, K = torch.outer(taps, taps) if taps.dim() == 1 else taps, len(taps)
+    B, C, H, W = x.shape
+    spread = x.new_zeros(B, C, H * up, W * up)
+    spread[..., ::up, ::up] = x
+    u = F.pad(spread, (*padding, *padding))
+    rows, columns = u.shape[2] - K + 1, u.shape[3] - K + 1
+    y = x.new_zeros(B, C, rows, columns)
+    for k in range(K):
+        for m in range(K):
+            y = y + kernel[k, m] * u[..., K - 1 - k : K - 1 - k + rows, K - 1 - m : K - 1 - m + columns]
+    return y[..., ::down, ::down]
 
 
 def blur(x: Tensor, taps: Tensor) -> Tensor:
