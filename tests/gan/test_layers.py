@@ -14,6 +14,7 @@ from mezzotint.gan.layers import (
     EqualLinear,
     MappingNetwork,
     MinibatchDeviation,
+    activated,
     pixel_norm,
     scaled_leaky_relu,
 )
@@ -72,6 +73,14 @@ def test_pixel_norm_gives_every_pixel_a_mean_square_of_one(truth):
 def test_leaky_relu_with_its_gain_keeps_the_mean_square():
     y = scaled_leaky_relu(torch.randn(200_000))
     assert abs(y.square().mean() - (1 + 0.2**2)) < 0.02  # 2 (1 + 0.04) / 2
+
+
+def test_a_gain_before_leaky_relu_is_one_behind_it():
+    for layer, x in (
+        (EqualConv2d(3, 4, bias=0.3), torch.randn(2, 3, 5, 5)),
+        (EqualLinear(3, 4, 0.3), torch.randn(2, 3)),
+    ):
+        assert torch.allclose(activated(layer, x), scaled_leaky_relu(layer(x)), atol=1e-6)
 
 
 def test_minibatch_deviation_by_hand():

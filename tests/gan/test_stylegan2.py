@@ -75,7 +75,8 @@ def test_scaling_maps_is_modulating_weights(k, demodulate, resample, truth):
         pytest.skip("no layer of this kind")
     x, weight, s = inputs(k)
     up = normalised((1, 3, 3, 1)).double() if resample else None
-    a, b = modulated(x, weight, s, demodulate, up), modulated_grouped(x, weight, s, demodulate, up)
+    a, b = modulated(x, weight, s, demodulate, up, 1.5), modulated_grouped(x, weight, s, demodulate, up, 1.5)
+    assert torch.allclose(b, 1.5 * modulated_grouped(x, weight, s, demodulate, up))
     assert a.shape == b.shape == (3, 5, *((12, 12) if resample else (6, 6)))
     truth("stylegan2", f"modulation, {k}x{k}, up={resample}", "one grouped convolution", (a - b).abs().max(), 2e-14)
 

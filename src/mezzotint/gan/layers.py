@@ -85,11 +85,11 @@ class Equalised(nn.Module):
         self.weight = nn.Parameter(torch.randn(*weight) / lr_multiplier)
         self.bias = None if bias is None else nn.Parameter(torch.full((weight[0],), bias / lr_multiplier))
 
-    def scaled(self) -> tuple[Tensor, Tensor | None]:
-        """W and b."""
-        m = self.lr_multiplier
+    def scaled(self, gain: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        """W and b, both times a gain."""
+        m = gain * self.lr_multiplier
         bias = self.bias if self.bias is None or m == 1 else m * self.bias
-        return self.scale * self.weight, bias
+        return gain * self.scale * self.weight, bias
 
 
 class EqualLinear(Equalised):
@@ -100,9 +100,9 @@ class EqualLinear(Equalised):
     ) -> None:
         super().__init__((outputs, inputs), inputs, bias, gain, lr_multiplier)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) -> (..., outputs)."""
-        return F.linear(x, *self.scaled())
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """(..., inputs) -> (..., outputs), times a gain."""
+        return F.linear(x, *self.scaled(gain))
 
 
 class EqualConv2d(Equalised):
@@ -127,9 +127,9 @@ class EqualConv2d(Equalised):
         self.padding, self.resample = kernel // 2 if padding is None else padding, resample
         self.register_buffer("taps", normalised(taps) if resample else None, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H', W')."""
-        weight, bias = self.scaled()
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H', W'), times a gain."""
+        weight, bias = self.scaled(gain)
         if self.resample is None:
             return F.conv2d(x, weight, bias, padding=self.padding)
         if self.resample == "down":
@@ -154,6 +154,11 @@ def scaled_leaky_relu(x: Tensor, gain: float = math.sqrt(2)) -> Tensor:
     """gain max(x, 0.2 x), of any shape."""
     y = F.leaky_relu(x, SLOPE)
     return y if gain == 1 else y * gain
+
+
+def activated(layer: nn.Module, x: Tensor, gain: float = math.sqrt(2)) -> Tensor:
+    """Leaky ReLU with a gain of what a layer makes of x: the gain is the layer's, which moves fewer numbers."""
+    return F.leaky_relu(layer(x, gain), SLOPE)
 
 
 def pixel_norm(x: Tensor) -> Tensor:
@@ -249,7 +254,7 @@ class MappingNetwork(nn.Module):
             one_hot = F.one_hot(cast("Tensor", labels), self.classes).to(x.dtype)
             x = torch.cat([x, pixel_norm(self.embedding(one_hot))], 1)
         for layer in self.layers:
-            x = scaled_leaky_relu(layer(x))
+            x = activated(layer, x)
         return x
 
     def truncate(self, w: Tensor, psi: float, cutoff: int | None = None) -> Tensor:

@@ -19,17 +19,18 @@ from ..core.model import Losses
 from ..nn.resampling import SMOOTH, convolve_up, normalised, upsample
 from .layers import (
     EPSILON,
+    SLOPE,
     EqualConv2d,
     Equalised,
     EqualLinear,
     MappingNetwork,
     MinibatchDeviation,
     Pyramid,
+    activated,
     mean_over_processes,
     mixed,
     noise_maps,
     pixel_norm,
-    scaled_leaky_relu,
 )
 from .model import GAN, GANConfig
 from .networks import Verdict
@@ -88,7 +89,7 @@ class StyleGAN2Config(GANConfig):
 
 
 def modulated_grouped(
-    x: Tensor, weight: Tensor, s: Tensor, demodulate: bool = True, up: Tensor | None = None
+    x: Tensor, weight: Tensor, s: Tensor, demodulate: bool = True, up: Tensor | None = None, gain: float = 1.0
 ) -> Tensor:
     """A convolution whose weights are each picture's own, as the paper writes it: one convolution of B groups.
 
@@ -99,10 +100,11 @@ def modulated_grouped(
     s           (B, C_in)
     demodulate  w'' if true, w' otherwise
     up          taps of a filter by which the resolution is doubled as well, (K,)
+    gain        by which what comes out is multiplied
 
     Source: Karras et al. 2020 (arXiv 1912.04958), eq. 1 and 3, and appendix B.
     """
-    w = modulated_weight(weight, s, demodulate).flatten(0, 1)  # (B C_out, C_in, k, k)
+    w = gain * modulated_weight(weight, s, demodulate).flatten(0, 1)  # (B C_out, C_in, k, k)
     B, padding = len(x), weight.shape[-1] // 2
     together = x.reshape(1, -1, *x.shape[2:])  # (1, B C_in, H, W)
     y = F.conv2d(together, w, padding=padding, groups=B) if up is None else convolve_up(together, w, up, B)
@@ -115,7 +117,9 @@ def modulated_weight(weight: Tensor, s: Tensor, demodulate: bool = True) -> Tens
     return w * torch.rsqrt(w.square().sum((2, 3, 4), keepdim=True) + EPSILON) if demodulate else w
 
 
-def modulated(x: Tensor, weight: Tensor, s: Tensor, demodulate: bool = True, up: Tensor | None = None) -> Tensor:
+def modulated(
+    x: Tensor, weight: Tensor, s: Tensor, demodulate: bool = True, up: Tensor | None = None, gain: float = 1.0
+) -> Tensor:
     """The same as `modulated_grouped`, with one set of weights for all pictures, because a convolution is linear:
 
         conv(x, w'')_o = d_o conv(s x, w)_o,    d_o = 1 / sqrt(sum_i s_i^2 sum_k w_oik^2 + 1e-8)
@@ -123,13 +127,13 @@ def modulated(x: Tensor, weight: Tensor, s: Tensor, demodulate: bool = True, up:
     A 1x1 convolution stays one matrix for each picture, which moves fewer numbers.
     """
     if weight.shape[-1] == 1 and up is None:
-        y = torch.bmm(modulated_weight(weight, s, demodulate).flatten(2), x.flatten(2))
+        y = torch.bmm(gain * modulated_weight(weight, s, demodulate).flatten(2), x.flatten(2))
         return y.unflatten(2, x.shape[2:])
-    x = x * s[:, :, None, None]
+    x = x * (s if demodulate else gain * s)[:, :, None, None]
     y = F.conv2d(x, weight, padding=weight.shape[-1] // 2) if up is None else convolve_up(x, weight, up)
     if not demodulate:
         return y
-    d = torch.rsqrt(s.square() @ weight.square().sum((2, 3)).t() + EPSILON)  # (B, C_out)
+    d = gain * torch.rsqrt(s.square() @ weight.square().sum((2, 3)).t() + EPSILON)  # (B, C_out)
     return y * d[:, :, None, None]
 
 
@@ -147,13 +151,13 @@ class ModulatedConv2d(Equalised):
         self.demodulate, self.apply_modulated = demodulate, modulated_grouped if grouped else modulated
         self.register_buffer("taps", normalised(SMOOTH) if up else None, persistent=False)
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """(B, C_in, H, W), (B, width) -> (B, C_out, H', W'), without the bias."""
-        return self.apply_modulated(x, self.scaled()[0], self.affine(w), self.demodulate, self.taps)
+    def forward(self, x: Tensor, w: Tensor, gain: float = 1.0) -> Tensor:
+        """(B, C_in, H, W), (B, width) -> (B, C_out, H', W') times a gain, without the bias."""
+        return self.apply_modulated(x, self.scaled()[0], self.affine(w), self.demodulate, self.taps, gain)
 
 
 class StyledLayer(nn.Module):
-    """A modulated convolution, noise of a learned strength, the bias, and leaky ReLU."""
+    """A modulated convolution, noise of a learned strength, the bias, and leaky ReLU of gain sqrt(2)."""
 
     def __init__(self, in_channels: int, out_channels: int, width: int, up: bool, grouped: bool) -> None:
         super().__init__()
@@ -165,7 +169,8 @@ class StyledLayer(nn.Module):
         added = cast("Tensor", self.conv.bias)[:, None, None]
         if noise is not None:
             added = added + self.strength * noise
-        return scaled_leaky_relu(self.conv(x, w) + added)
+        gain = math.sqrt(2)  # before the leaky ReLU or behind it is the same, and here it costs nothing
+        return F.leaky_relu(self.conv(x, w, gain) + gain * added, SLOPE)
 
 
 class Synthesis(nn.Module):
@@ -253,8 +258,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H/2, W/2); the sum is divided by sqrt(2), which keeps its variance."""
-        y = scaled_leaky_relu(self.second(scaled_leaky_relu(self.first(x))))
-        return (y + self.skip(x)) * math.sqrt(0.5)
+        share: Tensor = self.skip(x, math.sqrt(0.5))
+        return share + activated(self.second, activated(self.first, x), 1.0)
 
 
 class StyleDiscriminator(nn.Module):
@@ -283,12 +288,12 @@ class StyleDiscriminator(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Verdict:
         """Of pictures (B, C, H, W) and, if it is conditional, their labels (B,)."""
-        x = scaled_leaky_relu(self.from_picture(x))
+        x = activated(self.from_picture, x)
         for block in self.blocks:
             x = block(x)
         if self.deviation is not None:
             x = self.deviation(x)
-        features = scaled_leaky_relu(self.neurons(scaled_leaky_relu(self.conv(x)).flatten(1)))
+        features = activated(self.neurons, activated(self.conv, x).flatten(1))
         score = self.score(features).squeeze(1)
         if self.embedding is not None:
             v = pixel_norm(self.embedding(F.one_hot(cast("Tensor", labels), self.classes).to(features.dtype)))
