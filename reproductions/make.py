@@ -15,6 +15,11 @@ PAGES = HERE.parent / "gallery" / "reproductions"
 SCRIPTS = (
     "figure_1",
     "figure_7",
+    "blur",
+    "collapse",
+    "traversal",
+    "coarse_to_fine",
+    "mnist_nats",
     "table_6",
     "table_7",
     "table_11",
