@@ -1,11 +1,12 @@
 """Autoencoders beside principal axes, the Wiener filter, and chains whose transition matrix is written out."""
 
-import itertools
 import math
 
 import pytest
 import torch
 from torch import nn
+from vae.quadrature import binary_pictures
+from vae.two_processes import in_two_processes
 
 from mezzotint.core.batch import Batch, PictureRandom
 from mezzotint.core.errors import ConfigError
@@ -26,7 +27,7 @@ from mezzotint.vae.likelihoods import Bernoulli, BernoulliConfig, GaussianPixels
 from mezzotint.vae.networks import ConvConfig, MLPConfig
 
 MLP = MLPConfig((16,))
-STATES = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4))).view(16, 1, 2, 2)  # every 2 x 2 binary picture
+STATES = binary_pictures(2).float()  # every 2 x 2 binary picture
 
 
 def batch(n=6, size=4, channels=1):
@@ -103,7 +104,37 @@ def test_codes_are_remembered_by_their_mean_and_covariance(truth):
     mean = (w[:, None] * z).sum(0) / w.sum()
     covariance = ((z - mean).T * w) @ (z - mean) / w.sum()
     error = max((model.code_mean - mean).abs().max(), (model.code_covariance - covariance).abs().max())
-    truth("autoencoder", "mean and covariance of the codes, batch by batch", "all at once", error, 5e-8)
+    truth("autoencoder", "mean and covariance of the codes, batch by batch", "all at once", error, 2e-15)
+
+
+def remembered(rows):
+    """Weight, mean and covariance of the codes after three steps in which these pictures of a batch were seen."""
+    torch.manual_seed(0)
+    model = Autoencoder(AutoencoderConfig(4, latent=3, network=MLP)).double().train()
+    for step in range(3):
+        model(Batch(torch.rand(6, 1, 4, 4, dtype=torch.float64))[rows])
+        model.after_step(step)
+    return torch.cat([model.code_weight[None], model.code_mean, model.code_covariance.flatten()])
+
+
+def test_two_processes_remember_the_codes_of_both(truth):
+    found = in_two_processes(lambda rank: remembered(slice(rank, None, 2)).tolist())
+    assert found[0] == found[1]
+    error = (torch.tensor(found[0], dtype=torch.float64) - remembered(slice(None))).abs().max()
+    truth("autoencoder", "mean and covariance of the codes of two processes", "of one", error, 2e-15)
+
+
+def test_codes_that_are_no_numbers_are_not_remembered():
+    model = Autoencoder(AutoencoderConfig(4, network=MLP)).train()
+    model(batch())
+    model.after_step(0)
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    images = batch().images
+    images[0, 0, 0, 0] = math.nan
+    model(Batch(images))
+    model.after_step(1)
+    assert before.keys() == {"code_mean", "code_covariance", "code_weight"}
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
 
 
 def test_random_codes_have_the_mean_and_covariance_of_codes(truth):
@@ -431,6 +462,7 @@ def test_what_a_generative_dae_refuses():
         "'mean' or 'drawn'": lambda: model.sample(1, pixels="best"),
         "at least 1 step": lambda: model.sample(1, steps=0),
         "2 chains begin at 2": lambda: model.sample(2, source=STATES[:3]),
+        r"not \(2, 1, 4, 4\)": lambda: model.trace(2, source=torch.zeros(2, 1, 4, 4)),
         "from 0 to 1": lambda: GenerativeDAEConfig(4, walkback=1.5),
         "longest must be": lambda: GenerativeDAEConfig(4, longest=0),
         "at least 1 dimension": lambda: GenerativeDAEConfig(4, latent=0),

@@ -202,7 +202,10 @@ class Autoencoder(Coder):
         return Losses(error, {"reconstruction": error.detach()})
 
     def after_step(self, step: int) -> None:
-        """Move mean and covariance towards those of this step's codes, those of all processes."""
+        """Move mean and covariance towards those of this step's codes, those of all processes.
+
+        By codes that are no numbers, they stay.
+        """
         if self._sums is None:
             return
         sums, self._sums = self._sums, None
@@ -210,11 +213,15 @@ class Autoencoder(Coder):
             for value in sums:
                 torch.distributed.all_reduce(value)
         count, total, squares = sums
-        mean = total / count
-        covariance = squares / count - torch.outer(mean, mean)
+        if not squares.isfinite().all():
+            return
+        covariance = squares / count - torch.outer(total, total) / count**2  # as exact as the sums are
+        count, mean, covariance = (
+            value.to(self.code_mean.dtype).to(self.code_mean.device) for value in (count, total / count, covariance)
+        )
         weight = REMEMBERED * self.code_weight + count
-        rate, away = (count / weight).float(), (mean - self.code_mean).float()
-        self.code_covariance += rate * (covariance.float() - self.code_covariance)
+        rate, away = count / weight, mean - self.code_mean
+        self.code_covariance += rate * (covariance - self.code_covariance)
         self.code_covariance += rate * (1 - rate) * torch.outer(away, away)
         self.code_mean += rate * away
         self.code_weight.copy_(weight)
@@ -413,7 +420,7 @@ class GenerativeDAE(Model):
         steps   of the chain; None: as many as the config says
         pixels  "mean": E[X | X~] of the last step, as the paper shows; "drawn": X from P(X | X~), the chain's own state
 
-        Raises `ConfigError` for another kind of pixels or no steps.
+        Raises `ConfigError` for another kind of pixels, no steps, or a source of another shape.
         """
         if pixels not in ("mean", "drawn"):
             raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
@@ -434,7 +441,7 @@ class GenerativeDAE(Model):
 
         every  steps between two states that are kept; the last is always one of them
 
-        Raises `ConfigError` for no steps.
+        Raises `ConfigError` for no steps, or a source of another shape.
         """
         states = self._walk(n, source, seeds, steps, every)
         return Trace(
@@ -455,12 +462,13 @@ class GenerativeDAE(Model):
         every = steps if every is None else every
         if steps < 1 or every < 1:
             raise ConfigError(f"a chain has at least 1 step, not {min(steps, every)}")
-        if source is not None and len(source) != n:
-            raise ConfigError(f"{n} chains begin at {n} pictures, not {len(source)}")
+        c = self.config
+        shape = (c.channels, c.image_size, c.image_size)
+        if source is not None and source.shape != (n, *shape):
+            raise ConfigError(f"{n} chains begin at {n} pictures, {(n, *shape)}, not {tuple(source.shape)}")
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         if source is None:
-            c = self.config
-            begin = 2 * random.uniform(c.channels, c.image_size, c.image_size) - 1
+            begin = 2 * random.uniform(*shape) - 1
             begin = begin.sign() if self.pixels == "binary" else begin
         else:
             begin = source.to(self.device)
