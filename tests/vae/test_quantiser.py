@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 
 import pytest
 import torch
+from vae.two_processes import in_two_processes
 
 from mezzotint.core.errors import ConfigError
 from mezzotint.vae.quantiser import SCORES, CodebookConfig, VectorQuantiser, kmeans, nearest, spread
@@ -92,12 +92,12 @@ def test_beta_weighs_the_term_that_moves_the_encoder(positions, truth):
     truth("vq-vae", f"both terms of the codebook, {positions} over positions", "eq. 3 as it stands", error, 1e-14)
     (quantised.commitment + quantised.codebook).sum().backward()
     error = (z.grad - 0.25 * 2 * difference / count).abs().max()
-    truth("vq-vae", f"gradient of the encoder, {positions} over positions", "2 beta (z_e - e)", error, 1e-15)
+    truth("vq-vae", f"gradient of the encoder, {positions} over positions", "2 beta (z_e - e)", error, 5e-17)
     pulls = torch.zeros_like(module.codebook)
     flat = difference.permute(0, 2, 3, 1).reshape(-1, 3)
     pulls.index_add_(0, quantised.codes.flatten(), -2 * flat / count)
     error = (module.codebook.grad - pulls).abs().max()
-    truth("vq-vae", f"gradient of the codes, {positions} over positions", "2 (e - z_e)", error, 1e-14)
+    truth("vq-vae", f"gradient of the codes, {positions} over positions", "2 (e - z_e)", error, 1e-15)
 
 
 def test_codes_that_are_averages_have_no_gradient_and_no_second_term():
@@ -127,7 +127,7 @@ def test_without_memory_a_step_is_one_of_kmeans(truth):
     for i in range(7):
         mine = flat[codes == i]
         before[i] = mine.mean(0) if len(mine) else before[i]  # Lloyd leaves a mean without vectors where it is
-    truth("vq-vae", "averages of decay 0", "a step of k-means", (module.codebook - before).abs().max(), 1e-15)
+    truth("vq-vae", "averages of decay 0", "a step of k-means", (module.codebook - before).abs().max(), 5e-17)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-5, 0.5])
@@ -168,14 +168,6 @@ def test_a_batch_may_come_in_parts_and_in_any_order(settings, truth):
     truth("vq-vae", f"codebook of batches in parts, {name}", "of whole batches", error, 1e-15)
 
 
-def _process(rank: int, port: int, queue) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    module = _several_steps(slice(rank, None, 2))
-    queue.put((rank, module.codebook.tolist()))
-    torch.distributed.destroy_process_group()
-
-
 def _several_steps(rows: slice) -> VectorQuantiser:
     torch.manual_seed(0)
     module = quantiser(kmeans=3, revive_below=0.4)
@@ -187,18 +179,11 @@ def _several_steps(rows: slice) -> VectorQuantiser:
 
 
 def test_two_processes_learn_the_codebook_of_one(truth):
-    context = torch.multiprocessing.get_context("fork")
-    queue, port = context.SimpleQueue(), 20000 + os.getpid() % 20000
-    processes = [context.Process(target=_process, args=(rank, port, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    codebooks = dict(queue.get() for _ in processes)
-    for process in processes:
-        process.join()
+    codebooks = in_two_processes(lambda rank: _several_steps(slice(rank, None, 2)).codebook.tolist())
     assert codebooks[0] == codebooks[1]  # to the last bit, or they drift apart
     one = _several_steps(slice(None)).codebook
     error = (torch.tensor(codebooks[0], dtype=torch.float64) - one).abs().max()
-    truth("vq-vae", "codebook learned in two processes", "in one", error, 1e-15)
+    truth("vq-vae", "codebook learned in two processes", "in one", error, 1e-16)
 
 
 def test_nothing_is_learned_outside_of_training():
@@ -260,9 +245,12 @@ def test_codes_begin_at_vectors_that_differ():
     found = spread(vectors, torch.rand(54), 5)
     assert len(found.unique(dim=0)) == 5
     assert len(spread(vectors, torch.rand(54), 9)) == 5  # there are no more
-    module = quantiser(kmeans=2, codes=9, width=2)
-    step(module, vectors.double().T.reshape(1, 2, 54, 1))
-    assert module.eval()(vectors.double().T.reshape(1, 2, 54, 1)).usage == pytest.approx(5 / 9)
+    module, z = quantiser(kmeans=2, codes=9, width=2), vectors.double().T.reshape(1, 2, 54, 1)
+    idle = module.codebook[5:].clone()
+    step(module, z)
+    assert module.eval()(z).usage == pytest.approx(5 / 9)
+    step(module.train(), z)
+    assert torch.equal(module.codebook[5:], idle)  # for which there are no vectors, now or later
 
 
 def test_kmeans_finds_what_scikit_learn_finds(truth):
@@ -271,7 +259,7 @@ def test_kmeans_finds_what_scikit_learn_finds(truth):
     theirs = sklearn.KMeans(5, init=vectors[:5].numpy(), n_init=1, max_iter=4, tol=0, algorithm="lloyd").fit(vectors)
     ours, _ = kmeans(vectors, vectors[:5], 4)
     error = (ours - torch.from_numpy(theirs.cluster_centers_)).abs().max()
-    truth("vq-vae", "k-means after 4 iterations", "scikit-learn's KMeans", error, 1e-14)
+    truth("vq-vae", "k-means after 4 iterations", "scikit-learn's KMeans", error, 2e-15)
 
 
 @pytest.mark.parametrize("update", ["average", "gradient"])
@@ -337,9 +325,10 @@ def test_codebook_and_losses_are_those_of_vector_quantize_pytorch(epsilon, truth
             ("codebook", ours.codebook, theirs._codebook.embed[0]),
         ):
             errors[name] = max(errors[name], float((one - other).detach().abs().max()))
+    tolerances = {"codes": 0.0, "quantised": 6e-7, "commitment": 5e-8, "gradient": 5e-8, "codebook": 4e-7}
     for name, error in errors.items():
         what = f"{name} over 6 steps, epsilon {epsilon:g}"
-        truth("vq-vae", what, "vector-quantize-pytorch 1.32.0", error, 0.0 if name == "codes" else 1e-6)
+        truth("vq-vae", what, "vector-quantize-pytorch 1.32.0", error, tolerances[name])
 
 
 @pytest.mark.oracles
@@ -358,7 +347,7 @@ def test_codes_by_gradient_are_those_of_vector_quantize_pytorch(truth):
     (quantised.commitment + quantised.codebook).mean().div(3).backward()
     theirs(b)[2].backward()
     error = (a.grad - b.grad).abs().max() + (ours.codebook.grad - theirs._codebook.embed.grad[0]).abs().max()
-    truth("vq-vae", "gradients of both terms", "vector-quantize-pytorch 1.32.0, learnable_codebook", error, 1e-7)
+    truth("vq-vae", "gradients of both terms", "vector-quantize-pytorch 1.32.0, learnable_codebook", error, 3e-8)
 
 
 @pytest.mark.oracles
@@ -383,4 +372,4 @@ def test_codes_and_losses_are_those_of_pythae(truth):
     output.loss.backward()
     error = (loss - output.loss).detach().abs() + (a.grad - b.grad).abs().max()
     error = error + (ours.codebook.grad - theirs.embeddings.weight.grad).abs().max()
-    truth("vq-vae", "terms of the codebook, and their gradients", "pythae 0.1.2 Quantizer", error, 2e-7)
+    truth("vq-vae", "terms of the codebook, and their gradients", "pythae 0.1.2 Quantizer", error, 5e-8)

@@ -193,10 +193,10 @@ class VectorQuantiser(nn.Module):
         self.updates += 1
 
     def _averages(self) -> Tensor:
-        """e_i = m_i / N'_i, (K, D); where there is nothing to average, the code as it was."""
+        """e_i = m_i / N'_i, (K, D); of a code that was never chosen there is nothing to average: as it was."""
         total, epsilon = self.counts.sum(), self.config.smoothing
         smoothed = (self.counts + epsilon) * (total / (total + self.config.codes * epsilon))
-        return torch.where(smoothed[:, None] > 0, self.sums / smoothed[:, None], self.codebook)
+        return torch.where(self.counts[:, None] > 0, self.sums / smoothed[:, None], self.codebook)
 
     def _begin(self, seen: Seen) -> None:
         """The codes are the means of k-means; those for which there are no vectors stay where they are."""
