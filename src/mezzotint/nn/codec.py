@@ -30,12 +30,7 @@ class CodecConfig(Config):
     """
 
     channels: int = 128  # width of the finest level
-    multipliers: tuple[int, ...] = (
-        1,
-        2,
-        4,
-        4,
-    )  # width of each level, in units of `channels`
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)  # width of each level, in units of `channels`
     blocks: int = 2  # residual blocks per level of the encoder; one more in the decoder
     attention: tuple[bool, ...] = (False, False, False, False)  # per level: attention after each block
     middle_attention: bool = True  # between the two blocks at the coarsest level

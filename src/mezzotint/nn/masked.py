@@ -101,7 +101,8 @@ class MaskedMLP(nn.Module):
     inputs      D
     widths      of the hidden layers; () for none
     outputs     numbers for each input
-    context     width of a vector that every answer may depend on, added in the first layer; 0: none
+    context     width of a vector that answers may depend on besides, added in the first layer; 0: none. The first
+                answer depends on it only where there are no hidden layers: no hidden unit has a degree below 1
     activation  f
     direct      whether there is the term A
     masks       how many sets of masks there are; `number` chooses one of them
