@@ -327,12 +327,12 @@ def _looked_up(x: Tensor, position: Tensor) -> Tensor:
     first = position.floor().clamp(max=n - 2)
     e = (position - first).flatten(2)  # (B, 2, M M)
     column, row = first.long().flatten(2).unbind(1)
-    flat, y = x.flatten(2), 0.0
+    flat, y = x.flatten(2), torch.zeros((), dtype=x.dtype, device=x.device)
     for i, j in product((0, 1), (0, 1)):
         weight = (e[:, 1] if i else 1 - e[:, 1]) * (e[:, 0] if j else 1 - e[:, 0])
         where = ((row + i) * n + column + j)[:, None].expand(-1, x.shape[1], -1)
         y = y + weight[:, None].to(x.dtype) * flat.gather(2, where)
-    return y.unflatten(2, (M, M))  # type: ignore[union-attr]
+    return y.unflatten(2, (M, M))
 
 
 def _identity(like: Tensor) -> Tensor:

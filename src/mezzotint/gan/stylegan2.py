@@ -365,7 +365,8 @@ class StyleGAN2(GAN):
         if p == 0:
             return self.synthesise(self.map(z, labels), self.noise(random))
         both = self.map(torch.cat([z, self.draw(random)]), None if labels is None else labels.repeat(2))
-        ws = mixed(*both.chunk(2), random.uniform(2), p, self.styles)
+        first, second = both.chunk(2)
+        ws = mixed(first, second, random.uniform(2), p, self.styles)
         return self.synthesise(ws, self.noise(random))
 
     def generators(self, batch: Batch, labels: Tensor | None, random: PictureRandom) -> Losses:
