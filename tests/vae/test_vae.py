@@ -88,7 +88,7 @@ def test_doors_lead_to_the_same_room():
     assert torch.equal(made.reconstruct(images), made.decode(made.encode(images)))
     one_by_one = torch.stack([made(given[k : k + 1]).total for k in range(6)]).detach()
     assert torch.allclose(made.elbo(images, seeds=0), -one_by_one, rtol=1e-6)
-    assert abilities(VAE) == ["sample", "elbo", "encode and decode", "reconstruct", "latents"]
+    assert {"sample", "elbo", "encode and decode", "reconstruct", "latents"} <= set(abilities(VAE))
 
 
 @pytest.mark.parametrize("samples", [1, 3, 70])
