@@ -118,6 +118,18 @@ def test_a_cold_model_draws_the_likelier_value_of_each_pixel():
     assert torch.equal(x, logits.sign())
 
 
+def test_a_cold_model_of_colours_knows_each_value_by_those_that_it_drew_before():
+    made = MADE(MADEConfig(2, 3, widths=(20,))).double()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter)
+    cold = made.sample(1, temperature=0.0).double()
+    assert cold.shape == (1, 3, 2, 2)
+    with torch.no_grad():
+        x = made._values(cold)
+        assert torch.equal(x, made.network(x)[:, :, 0].sign())
+    assert torch.equal(x[0, :3], cold[0, :, 0, 0])  # the colours of a pixel side by side
+
+
 def test_a_sigmoid_belief_net_is_logistic_regressions(truth):
     """ln p against the formula, pixel by pixel."""
     made, x = model("fvsbn", 3), every(3)[::37]
