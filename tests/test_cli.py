@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mezzotint as mz
 from mezzotint import cli
 from mezzotint.diffusion.grids import GRIDS
 from mezzotint.diffusion.solvers import SOLVERS
@@ -35,7 +36,7 @@ def call(monkeypatch, capfd):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A rectified flow that was trained for four steps, and a classifier that was trained for sixty."""
+    """A rectified flow trained for four steps, a classifier trained for sixty, and two GANs not trained at all."""
     root = tmp_path_factory.mktemp("runs")
     for system, name, pictures, batch in (("rectified-flow", "flow", 64, 16), ("classifier", "judge", 1920, 32)):
         command = [sys.executable, "-m", "mezzotint", "train", system, "--data", "fashion", "--out", root / name]
@@ -43,6 +44,8 @@ def run(tmp_path_factory):
         done = subprocess.run([*map(str, command), *map(str, options)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["pictures"] == pictures  # one JSON document and nothing else
+    mz.create("dcgan", image_size=16, latent=8).save(root / "gan")
+    mz.create("cgan", image_size=16, classes=("shirt", "dress")).save(root / "told")
     return root
 
 
@@ -137,6 +140,36 @@ def test_evaluation_prints_its_protocol_and_writes_a_report(call, run, tmp_path)
     assert "precision" in out
 
 
+def test_the_way_between_two_seeds_begins_and_ends_with_their_pictures(call, run, tmp_path):
+    row = tmp_path / "way.png"
+    code, out, err = call("interpolate", run / "gan", "--from", 3, "--to", 7, "--n", 4, "--out", row)
+    assert (code, out.strip()) == (0, str(row)), err
+    call("sample", run / "gan", "--seed", 3, "--n", 1, "--out", tmp_path / "first.png")
+    with Image.open(row) as way, Image.open(tmp_path / "first.png") as first:
+        found, expected = (np.asarray(picture).astype(int) for picture in (way, first))
+    assert abs(found[:, : expected.shape[1]] - expected).max() <= 1
+    code, out, _ = call(
+        "interpolate", run / "told", "--n", 3, "--label", "dress", "--out", tmp_path / "way.gif", "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["n"] == 3
+    with Image.open(tmp_path / "way.gif") as film:
+        assert film.n_frames == 4  # there, and the middle once more on the way back
+
+
+def test_codes_are_added_and_subtracted(call, run, tmp_path):
+    sheet = tmp_path / "sum.png"
+    seeds = ("--base", "1,2,3", "--plus", "4,5", "--minus", "4,5")
+    code, out, err = call("arithmetic", run / "gan", *seeds, "--around", 0, "--out", sheet)
+    assert (code, out.strip()) == (0, str(sheet)), err
+    with Image.open(sheet) as picture:
+        rows, columns = 4, 4
+        pixels = np.asarray(picture).astype(int)
+    margin = pixels.shape[0] % rows
+    tiles = pixels[margin:, margin:].reshape(rows, pixels.shape[0] // rows, columns, -1)
+    assert abs(tiles[3, :, 0] - tiles[0, :, 3]).max() <= 1  # what was added was taken away: the mean of the base
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -178,11 +211,27 @@ def test_evaluation_prints_its_protocol_and_writes_a_report(call, run, tmp_path)
         (("evaluate", "FLOW", "--data", "fashion", "--features", "incepton"), 2, "did you mean 'inception'"),
         (("evaluate", "FLOW", "--data", "fashion", "--n", "20", "--classifier", "nowhere"), 1, "nowhere"),
         (("train", "ddpm", "--data", "EMPTY", "--out", "x"), 1, "no pictures"),
+        (("interpolate", "JUDGE", "--out", "x.png"), 2, "no picture of a code"),
+        (("interpolate", "GAN", "--out", "x.png", "--n", "1"), 2, "--n"),
+        (("interpolate", "GAN", "--out", "x"), 2, "no picture file"),
+        (("interpolate", "GAN", "--out", "x.png", "--from", "one"), 2, "--from"),
+        (("interpolate", "GAN", "--out", "x.png", "--label", "dress"), 2, "trained without labels"),
+        (("interpolate", "TOLD", "--out", "x.png"), 2, "--label: shirt, dress"),
+        (("interpolate", "TOLD", "--out", "x.png", "--label", "dres"), 2, "did you mean 'dress'"),
+        (("interpolate", "nowhere", "--out", "x.png"), 1, "nowhere"),
+        (("arithmetic", "GAN", "--out", "x.png", "--base", "1", "--plus", "2"), 2, "--minus"),
+        (
+            ("arithmetic", "GAN", "--out", "x.png", "--base", "1", "--plus", "a", "--minus", "3"),
+            2,
+            "--plus takes seeds",
+        ),
+        (("arithmetic", "GAN", "--out", "x.png", "--base", "1,", "--plus", "1", "--minus", "3"), 2, "--base takes"),
     ],
 )
 def test_mistakes_are_answered_in_a_sentence(call, run, tmp_path, monkeypatch, arguments, code, words):
     monkeypatch.chdir(tmp_path)
     places = {"FLOW": run / "flow", "JUDGE": run / "judge", "EMPTY": tmp_path}
+    places |= {"GAN": run / "gan", "TOLD": run / "told"}
     ended, out, err = call(*(places.get(argument, argument) for argument in arguments))
     assert (ended, out) == (code, "")
     assert words in err

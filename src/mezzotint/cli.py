@@ -18,7 +18,7 @@ from .core.errors import ConfigError, MezzotintError, suggest
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from .core.model import Model
+    from .core.model import HasCode, Model
     from .core.system import System
     from .evaluation.evaluate import Evaluation
 
@@ -62,6 +62,7 @@ Controls = Annotated[
     list[str] | None,
     typer.Option("--control", metavar="NAME=VALUE", help="Any other control of this model's sampling, as eta=0.5."),
 ]
+OneLabel = Annotated[str | None, typer.Option("--label", help="The class of all pictures, by name or number.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="Number format of the matrix products.")]
 
 
@@ -208,6 +209,70 @@ def sample(
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot write {out}: {error}; choose another --out") from None
         print(jsonlib.dumps({"n": n, "seed": seed, "files": written}) if json else "\n".join(written[:1]))
+
+
+@app.command()
+def interpolate(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="A picture file: one row, or an animation there and back (.gif).")],
+    first: Annotated[int, typer.Option("--from", help="Seed of the picture where the way begins.")] = 0,
+    last: Annotated[int, typer.Option("--to", help="Seed of the picture where it ends.")] = 1,
+    n: Annotated[int, typer.Option(min=2, help="How many pictures, both ends among them.")] = 8,
+    label: OneLabel = None,
+    precision: PrecisionOption = Precision.auto,
+    json: Json = False,
+) -> None:
+    """Draw what lies between the pictures of two seeds, evenly along the way from code to code."""
+    from .core.codes import interpolation
+    from .core.precision import autocast, resolve_precision
+    from .data.grid import grid
+
+    _picture_file(out)
+    model = _load(run, _accelerator())
+    coded, told = _coded(model), _one_label(model, label)
+    with autocast(resolve_precision(precision.value, model.device), model.device):
+        images = interpolation(coded, first, last, n, told)
+    if out.suffix.lower() == ".gif":
+        frames = [grid(image[None], padding=0).convert("L" if image.shape[0] == 1 else "RGB") for image in images]
+        frames += frames[-2:0:-1]
+        _save(frames[0], out, save_all=True, append_images=frames[1:], duration=max(40, 2000 // n), loop=0)
+    else:
+        _save(grid(images, columns=n), out)
+    print(jsonlib.dumps({"from": first, "to": last, "n": n, "file": str(out)}) if json else out)
+
+
+@app.command()
+def arithmetic(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="A picture file: three rows of what was asked for, and what came of it.")],
+    base: Annotated[str, typer.Option(metavar="SEEDS", help="Seeds whose mean code is the base, as 3,14,15.")],
+    plus: Annotated[str, typer.Option(metavar="SEEDS", help="Those whose mean code is added.")],
+    minus: Annotated[str, typer.Option(metavar="SEEDS", help="Those whose mean code is taken away.")],
+    around: Annotated[
+        float, typer.Option(min=0.0, help="The last row also shows codes off the result by up to this much.")
+    ] = 0.25,
+    label: OneLabel = None,
+    precision: PrecisionOption = Precision.auto,
+    json: Json = False,
+) -> None:
+    """Add and subtract codes: base + (plus - minus), each the mean over a few seeds.
+
+    Rows: the pictures of base, plus and minus, each with that of its mean code at the end; then the result, and
+    pictures of codes near it.
+    """
+    from .core.codes import arithmetic_sheet
+    from .core.precision import autocast, resolve_precision
+    from .data.grid import grid
+
+    _picture_file(out)
+    given = {"base": base, "plus": plus, "minus": minus}
+    seeds = {name: _seeds(name, text) for name, text in given.items()}
+    model = _load(run, _accelerator())
+    coded, told = _coded(model), _one_label(model, label)
+    with autocast(resolve_precision(precision.value, model.device), model.device):
+        sheet = arithmetic_sheet(coded, **seeds, around=around, label=told)
+    _save(grid(sheet.flatten(0, 1), columns=sheet.shape[1]), out)
+    print(jsonlib.dumps({**seeds, "file": str(out)}) if json else out)
 
 
 @app.command()
@@ -465,6 +530,53 @@ def _labels(model: Model, n: int, label: str | None) -> Any:
     if label.isascii() and label.isdecimal() and int(label) < len(names):
         return torch.full((n,), int(label))
     raise ConfigError(f"no class is called {label!r}{suggest(label, names)}")
+
+
+def _coded(model: Model) -> HasCode:
+    """The model, if it makes its pictures of codes. Raises `ConfigError` otherwise."""
+    from .core.model import HasCode
+
+    if not isinstance(model, HasCode):
+        raise ConfigError(
+            f"{_name(model)} makes no picture of a code that one could walk through; `mezzotint describe` says which"
+            " systems can interpolate"
+        )
+    return model
+
+
+def _one_label(model: Model, label: str | None) -> int | None:
+    """The class that all pictures have. Raises `ConfigError` where there is none of this name, or one is needed."""
+    if label is None and model.classes:
+        raise ConfigError(f"{_name(model)} draws a class; name one with --label: {', '.join(model.classes)}")
+    labels = _labels(model, 1, label)
+    return None if labels is None else int(labels[0])
+
+
+def _seeds(option: str, text: str) -> list[int]:
+    """The integers of "3,14,15". Raises `ConfigError` where they are none."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"--{option} takes seeds, integers with commas between them as 3,14,15, not {text!r}"
+        ) from None
+
+
+def _picture_file(out: Path) -> None:
+    """Raises `ConfigError` for a name that is no picture's, before anything is computed."""
+    from PIL import Image
+
+    if out.suffix.lower() not in Image.registered_extensions():
+        raise ConfigError(f"{out} is no picture file; end its name in .png, for instance")
+
+
+def _save(picture: Any, out: Path, **options: Any) -> None:
+    """Write a picture. Raises `ConfigError` where that is not possible."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(out, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot write {out}: {error}; choose another --out") from None
 
 
 def _begin(model: Model, n: int, source: str | None) -> Any:

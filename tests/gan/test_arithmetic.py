@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import mezzotint as mz
+from mezzotint import systems
 from mezzotint.core.codes import arithmetic, arithmetic_sheet, interpolation, lerp, mean_code, pictures_of, slerp
 from mezzotint.core.errors import ConfigError
-from mezzotint.core.model import HasCode
+from mezzotint.core.model import HasCode, abilities
 
 SHARES = torch.linspace(0, 1, 7, dtype=torch.float64)
 
@@ -98,6 +99,22 @@ def test_a_conditional_model_walks_within_a_class():
         interpolation(model, 0, 1, 3)
     with pytest.raises(ConfigError, match="numbers from 0 to 2"):
         interpolation(model, 0, 1, 3, label=3)
+
+
+def test_a_vae_and_a_denoiser_walk_too():
+    vae = mz.create("vae", image_size=16, latent=4)
+    assert torch.allclose(interpolation(vae, 2, 3, 2), vae.sample(2, seeds=2), atol=1e-5)
+    tiny = {"network__channels": 8, "network__groups": 4, "network__blocks": 1}
+    flow = mz.create("rectified-flow", image_size=8, classes=2, **tiny)
+    assert isinstance(flow, HasCode)
+    expected = flow.sample(1, labels=[1], seeds=4, solver="ddim", steps=100, grid="uniform", guidance=0.0)
+    assert torch.allclose(flow.from_codes(flow.codes([4]), torch.tensor([1])), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["classifier", "progressive-distillation", "rectified-transport"])
+def test_what_has_no_code_does_not_say_it_has(name):
+    system = systems.find(name)
+    assert "interpolate" not in abilities(system.stages[-1].model)
 
 
 def test_a_linear_generator_adds_and_subtracts_pictures():

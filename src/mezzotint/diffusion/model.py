@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.batch import Batch, PictureRandom, picture_seeds
+from ..core.codes import slerp
 from ..core.config import Config
 from ..core.errors import ConfigError, suggest
 from ..core.labels import choose_labels, given_labels, labels_of
@@ -253,6 +254,20 @@ class DenoisingModel(Model):
         with evaluating(self):
             x = choose_solver(solver)(self.unclipped(known), self.first(codes, times), times, no_noise)
         return x.clamp(-1, 1)
+
+    def codes(self, seeds: Sequence[int]) -> Tensor:
+        """The noise from which `sample` begins for these seeds, in units of its deviation, (B, C, H, W)."""
+        c, random = self.config, PictureRandom(seeds, self.device)
+        self.sampling_labels(len(random), None, random)  # they are drawn before it
+        return random.normal(c.channels, c.image_size, c.image_size)
+
+    def from_codes(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What `decode` makes of them: without chance, whatever `sample` does."""
+        return self.decode(codes.to(self.device), labels=labels)
+
+    def between(self, first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
+        """Along an arc. Source: Song et al. 2020 (arXiv 2010.02502), section 5.3."""
+        return slerp(first, last, shares)
 
     def unclipped(self, labels: Tensor | None = None) -> Denoiser:
         """The unguided denoiser as the ODE needs it: without a jump where the clean picture leaves [-1, 1]."""

@@ -40,6 +40,7 @@ class ProgressiveStudent(DenoisingModel):
     """
 
     encode = decode = None  # type: ignore[assignment]  # its few steps are trained from noise to picture alone
+    from_codes = None  # type: ignore[assignment]
 
     def __init__(self, config: DenoisingConfig, **earlier: Model) -> None:
         super().__init__(config)

@@ -55,6 +55,7 @@ class TransportModel(DenoisingModel):
     """
 
     config: TransportConfig
+    codes = None  # type: ignore[assignment]  # no seed is a picture of the first set
 
     def __init__(self, config: TransportConfig, **earlier: Model) -> None:
         super().__init__(config)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..core.batch import Batch
+from ..core.batch import Batch, PictureRandom
+from ..core.codes import slerp
 from ..core.config import Config
 from ..core.errors import ConfigError
 from ..core.model import Losses
@@ -107,3 +109,17 @@ class VAE(VariationalModel):
     def reconstruct(self, images: Tensor) -> Tensor:
         """E[x | E[z | x]], (B, C, H, W) in [-1, 1]."""
         return self.decode(self.encode(images))
+
+    def codes(self, seeds: Sequence[int]) -> Tensor:
+        """z of the pictures that `sample` draws of these seeds, (B, latent)."""
+        return Draws(PictureRandom(seeds, self.device)).normal(self.config.latent)
+
+    def from_codes(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As `decode`. Raises `ConfigError` for labels, which this model knows nothing of."""
+        if labels is not None:
+            raise ConfigError("this model was trained without labels; leave labels away")
+        return self.decode(codes.to(self.device))
+
+    def between(self, first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
+        """Along an arc: see `core.codes`."""
+        return slerp(first, last, shares)
