@@ -15,6 +15,7 @@ from PIL import Image
 
 import mezzotint as mz
 from mezzotint import cli
+from mezzotint.core.errors import ConfigError
 from mezzotint.diffusion.grids import GRIDS
 from mezzotint.diffusion.solvers import SOLVERS
 
@@ -170,6 +171,14 @@ def test_codes_are_added_and_subtracted(call, run, tmp_path):
     assert abs(tiles[3, :, 0] - tiles[0, :, 3]).max() <= 1  # what was added was taken away: the mean of the base
 
 
+def test_draws_of_a_likelihood_are_numbers():
+    model = mz.create("vae", image_size=8)
+    assert cli._measured(model, ["samples=5000"]) == {"samples": 5000}
+    assert cli._measured(model, None) == {}
+    with pytest.raises(ConfigError, match="--likelihood samples=many"):
+        cli._measured(model, ["samples=many"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -202,6 +211,9 @@ def test_codes_are_added_and_subtracted(call, run, tmp_path):
         (("sample", "FLOW", "--out", "x.png", "--control", "guidance_interval=0.8,0.2"), 2, "an earliest and a latest"),
         (("evaluate", "JUDGE", "--data", "fashion", "--steps", "3"), 2, "draws no pictures"),
         (("evaluate", "FLOW", "--data", "fashion", "--source", "fashion/sneaker"), 2, "--source means nothing"),
+        (("evaluate", "JUDGE", "--data", "fashion", "--likelihood", "samples=5"), 2, "knows no likelihood"),
+        (("evaluate", "FLOW", "--data", "fashion", "--likelihood", "sampels=5"), 2, "has no option 'sampels'"),
+        (("evaluate", "FLOW", "--data", "fashion", "--likelihood", "5"), 2, "--likelihood takes KEY=VALUE"),
         (("sample", "JUDGE", "--out", "x.png"), 2, "does not draw"),
         (("sample", "FLOW", "--out", "x.png", "--label", "²"), 2, "no class is called"),
         (("sample", "runs/my clothes", "--out", "x.png"), 1, "runs/my clothes"),

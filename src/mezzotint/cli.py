@@ -295,6 +295,10 @@ def evaluate(
         int | None,
         typer.Option(min=0, help="Pictures whose likelihood is measured, 0: none; default: n, or 100 if it is slow."),
     ] = None,
+    likelihood: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="How it is measured, as samples=5000: draws of the code, for a VAE."),
+    ] = None,
     seed: Seed = 0,
     precision: PrecisionOption = Precision.auto,
     json: Json = False,
@@ -312,6 +316,7 @@ def evaluate(
     accelerator = _accelerator()
     model = _load(run, accelerator)
     controls = _controls(model, {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}, control)
+    measured = _measured(model, likelihood)
     spec = model.identity.data if model.identity else None
     if source is not None and spec is not None and not spec.source:
         raise ConfigError(f"{_name(model)} begins from no other pictures, so --source means nothing to it")
@@ -322,7 +327,7 @@ def evaluate(
     with autocast(resolve_precision(precision.value, model.device), model.device), _counting(n, accelerator) as count:
         evaluation: Evaluation = judge(
             model, test, train=train_set, n=n, features=features, classifier=classifier, seeds=seed,
-            controls=controls, run=run, shard=shard, progress=count, likelihood_n=likelihood_n,
+            controls=controls, run=run, shard=shard, progress=count, likelihood_n=likelihood_n, likelihood=measured,
         )  # fmt: skip
     if accelerator.is_main_process:
         folder = write_report(evaluation, out)
@@ -485,7 +490,28 @@ def _controls(model: Model, asked: dict[str, Any], others: list[str] | None = No
     return given | {name: _control(name, text, hints.get(name)) for name, text in texts.items()}
 
 
-def _control(name: str, text: str, hint: Any) -> Any:
+def _measured(model: Model, asked: list[str] | None) -> dict[str, Any]:
+    """How the likelihood is to be measured.
+
+    Raises `ConfigError` for an option that the model's likelihood does not have, or a value that is not of its kind.
+    """
+    import typing
+
+    from .core.model import HasELBO, HasLogProb
+    from .evaluation.likelihood import checked_options, measure_of
+
+    if not asked:
+        return {}
+    if not isinstance(model, (HasLogProb, HasELBO)):
+        raise ConfigError(f"{_name(model)} knows no likelihood, so --likelihood means nothing to it")
+    texts = {name.replace("-", "_"): text for name, text in _key_values(asked, "--likelihood").items()}
+    method = measure_of(model)
+    checked_options(method, texts)
+    hints = typing.get_type_hints(method)
+    return {name: _control(name, text, hints.get(name), "--likelihood") for name, text in texts.items()}
+
+
+def _control(name: str, text: str, hint: Any, option: str = "--control") -> Any:
     """The value of a control that is written NAME=VALUE, of the kind that its annotation names."""
     import types
     import typing
@@ -508,7 +534,7 @@ def _control(name: str, text: str, hint: Any) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         cause = "too few values" if first["type"] == "missing" else f"{first['msg'][0].lower()}{first['msg'][1:]}"
-        raise ConfigError(f"--control {name}={text}: {cause}") from None
+        raise ConfigError(f"{option} {name}={text}: {cause}") from None
 
 
 def _labels(model: Model, n: int, label: str | None) -> Any:

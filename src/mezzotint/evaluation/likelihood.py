@@ -64,12 +64,8 @@ def mean_bits_per_dim(
     device = torch.device(device)
     if pixels == "levels" and getattr(model, "density", False):
         pixels = "dequantised"
-    method = model.log_prob if isinstance(model, HasLogProb) else model.elbo
-    options = _options(method)
-    for name in controls or {}:
-        if name not in options:
-            raise ConfigError(f"the likelihood of this model has no option {name!r}{suggest(name, options)}")
-    used = {**options, **(controls or {})}
+    method = measure_of(model)
+    used = {**checked_options(method, controls or {}), **(controls or {})}
     seeded = "seeds" in inspect.signature(method).parameters
     values: list[Tensor] = []
     pictures, dims = 0, 1
@@ -91,7 +87,19 @@ def mean_bits_per_dim(
     return BitsPerDim(float(bits.mean()), not exact, pictures, error, pixels, used, dims)
 
 
-def _options(method: Callable[..., Tensor]) -> dict[str, Any]:
-    """The options of a likelihood by name, with what they are where nothing is said."""
+def measure_of(model: HasLogProb | HasELBO) -> Callable[..., Tensor]:
+    """How the likelihood of a model is found: exactly where that is possible."""
+    return model.log_prob if isinstance(model, HasLogProb) else model.elbo
+
+
+def checked_options(method: Callable[..., Tensor], asked: Iterable[str]) -> dict[str, Any]:
+    """The options of a likelihood by name, with what they are where nothing is said.
+
+    Raises `ConfigError` where one is asked for that it does not have.
+    """
     told = {"images", "labels", "seeds"}
-    return {name: p.default for name, p in inspect.signature(method).parameters.items() if name not in told}
+    options = {name: p.default for name, p in inspect.signature(method).parameters.items() if name not in told}
+    for name in asked:
+        if name not in options:
+            raise ConfigError(f"the likelihood of this model has no option {name!r}{suggest(name, options)}")
+    return options
