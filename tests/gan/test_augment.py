@@ -347,6 +347,23 @@ def test_p_stays_within_its_bounds():
         assert made.p.item() == pytest.approx(bound)
 
 
+def test_all_processes_move_p_by_what_all_have_seen(monkeypatch):
+    """Of two processes this one has seen four pictures of score 1, the other one four of score -1: r_t = 0."""
+    made = gan(every=1, target=0.1).augment
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.sub_(1))
+    made.record(torch.ones(4))
+    made.adapt()
+    assert made.p.item() == pytest.approx(0.5 - 8 / 1000)
+
+
+def test_any_gan_can_be_asked_for_it_by_name():
+    config = GANConfig(8).updated({"augmentation.kind": "pipe", "augmentation.parts": "blit,noise"})
+    assert config.augmentation == AugmentationConfig(("blit", "noise"))
+    assert GANConfig.from_dict(config.to_dict()) == config
+
+
 def test_p_can_be_held():
     made = gan(target=None)
     made(batch(), "discriminator")

@@ -10,6 +10,7 @@ import torch
 from mezzotint.core.batch import Batch, PictureRandom, PictureSpec
 from mezzotint.core.errors import ConfigError
 from mezzotint.core.model import Samples
+from mezzotint.gan.augment import AugmentationConfig
 from mezzotint.gan.penalties import ZeroCentred
 from mezzotint.gan.stylegan2 import (
     StyleGAN2,
@@ -185,6 +186,34 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_halves_with_all_penalties(player
     whole = made(given, player).total
     halves = [made(given[rows], player).total for rows in (slice(0, 4), slice(4, 8))]
     assert torch.allclose(whole, sum(halves) / 2, rtol=1e-4)
+
+
+def test_every_parameter_has_a_gradient_where_all_is_in_use():
+    made = model(classes=3, conditioning="projection", network=StyleGAN2Networks(**{**vars(TINY), "group": 4}))
+    for player, part in made.players().items():
+        made(batch(8, 3), player).total.backward()
+        assert all(p.grad is not None and p.grad.any() for p in part.parameters())
+
+
+def test_all_state_is_kept_with_the_model():
+    """What a resumed run goes on with: the mean of w, that of the lengths, p and the scores it goes by."""
+
+    def step(made):
+        torch.manual_seed(5)
+        losses = [made(batch(), player).total for player in made.turns(0)]
+        made.after_step(0)
+        return losses
+
+    choices = {"path_every": 2, "augmentation": AugmentationConfig(p=0.3, every=3, pictures=100)}
+    made, other = model(**choices), model(**choices)
+    for _ in range(2):
+        step(made)
+    other.load_state_dict(made.state_dict())
+    for _ in range(2):
+        assert step(made) == step(other)
+    assert all(torch.equal(a, b) for a, b in zip(made.buffers(), other.buffers()))
+    assert made.augment.p != 0.3
+    assert made.path_seen == 2
 
 
 def test_styles_of_the_coarse_layers_are_of_the_first_w():

@@ -127,8 +127,8 @@ class Augmentation(nn.Module):
         if image_size < SMALLEST:
             raise ConfigError(f"augmentation needs pictures of {SMALLEST} pixels or more, not {image_size}")
         self.config = config
-        self.register_buffer("p", torch.tensor(config.p, dtype=torch.float64))
-        self.register_buffer("signs", torch.zeros(3, dtype=torch.float64))  # sum, pictures, steps since p was moved
+        self.register_buffer("p", torch.tensor(float(config.p)))
+        self.register_buffer("signs", torch.zeros(3))  # sum, pictures, steps since p was moved
         self.register_buffer("wavelet", torch.from_numpy(symlet(6) / math.sqrt(2)).float(), persistent=False)
         self.register_buffer("bands", torch.from_numpy(octaves(symlet(2), BANDS)).float(), persistent=False)
         self.seen: list[Tensor] = []  # signs of this step's scores
@@ -233,7 +233,7 @@ class Augmentation(nn.Module):
         shown = sum(len(signs) for signs in self.seen)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             shown *= torch.distributed.get_world_size()
-        mean = mean_over_processes(self.seen).double()
+        mean = mean_over_processes(self.seen)
         self.seen = []
         self.signs += torch.stack([mean * shown, mean.new_tensor(shown), mean.new_tensor(1)])
         if self.signs[2] >= self.config.every:

@@ -164,7 +164,7 @@ class GAN(Model):
         }
         if self.augment is not None:
             self.augment.record(real_score)
-            parts["augmentation/p"] = self.augment.p.float()
+            parts["augmentation/p"] = self.augment.p.clone()
         if judged_real.classes is not None and judged_fake.classes is not None and labels is not None:
             named = F.cross_entropy(judged_real.classes, labels) + F.cross_entropy(judged_fake.classes, labels)
             total = total + named
