@@ -70,7 +70,13 @@ def test_published_codecs_with_moments_give_the_same_answers(published, name, tr
             "pictures": (ours.decode(z) - theirs.decode(z).sample).abs().max() / theirs.decode(z).sample.abs().max(),
         }
     for what, error in errors.items():
-        truth("codec", f"{what}, {name}, relative", "diffusers 0.42.1 AutoencoderKL", error, 3e-6)
+        truth(
+            "codec",
+            f"{what}, {name}, relative",
+            "diffusers 0.42.1 AutoencoderKL",
+            error,
+            3e-6 if what == "pictures" else 1.5e-6,
+        )
 
 
 @pytest.mark.oracles
@@ -91,7 +97,13 @@ def test_published_codecs_with_a_codebook_give_the_same_answers(published, name,
         assert torch.equal(codes, theirs.quantize(expected)[2][2])
     assert len(codes.unique()) > 1
     for what, error in errors.items():
-        truth("codec", f"{what}, {name}, relative", "diffusers 0.42.1 VQModel", error, 5e-6)
+        truth(
+            "codec",
+            f"{what}, {name}, relative",
+            "diffusers 0.42.1 VQModel",
+            error,
+            5e-6 if what == "pictures" else 2e-6,
+        )
 
 
 @pytest.mark.oracles
@@ -200,6 +212,9 @@ def test_a_directory_without_a_codec_is_refused(tmp_path):
         load_codec(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "VQModel", **TINY}))
     with pytest.raises(CheckpointError):
+        load_codec(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="no fields"):
         load_codec(tmp_path)
 
 

@@ -58,22 +58,14 @@ def load_unet(directory: str | os.PathLike[str]) -> UNet | NCSNpp:
     weights that do not fit the config exactly.
     """
     directory = Path(directory)
-    try:
-        values = json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory / 'config.json'} cannot be read ({error})") from None
-    unet = unet_from_config(values)
+    unet = unet_from_config(read_config(directory))
     unet.load_state_dict(translated(unet, load_tensors(directory / WEIGHTS)))
     return unet
 
 
 def unet_from_config(values: Mapping[str, Any]) -> UNet | NCSNpp:
     """A new network of a `UNet2DModel` config. Raises `ConfigError` that names an unsupported field."""
-    given = {key: value for key, value in values.items() if not key.startswith("_")}
-    for key in given:
-        if key not in DEFAULTS:
-            raise ConfigError(f"config.json has a field {key!r} that is no field of a UNet2DModel")
-    c = {**DEFAULTS, **given}
+    c = complete(values, DEFAULTS, "UNet2DModel")
     skips = any(kind in SKIP_BLOCK_TYPES for kind in (*c["down_block_types"], *c["up_block_types"]))
     return _ncsnpp(c) if skips else _unet(c)
 
@@ -154,6 +146,27 @@ def _unet(c: Mapping[str, Any]) -> UNet:
         center_input=c["center_input_sample"],
     )
     return UNet(config, c["in_channels"], c["out_channels"], classes=c["num_class_embeds"] or 0)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """What its config.json says. Raises `CheckpointError` where there is none, or it is no JSON object."""
+    file = directory / "config.json"
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error})") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} cannot be read (it holds no fields, but a {type(values).__name__})")
+    return values
+
+
+def complete(values: Mapping[str, Any], defaults: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The fields of a config.json, and those that may be absent. Raises `ConfigError` for one that this kind lacks."""
+    given = {key: value for key, value in values.items() if not key.startswith("_")}
+    for key in given:
+        if key not in defaults:
+            raise ConfigError(f"config.json has a field {key!r} that is no field of a {kind}")
+    return {**defaults, **given}
 
 
 def refuse(c: Mapping[str, Any], **supported: tuple[Any, ...]) -> None:

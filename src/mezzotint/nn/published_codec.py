@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from ..core.checkpoint import load_tensors
 from ..core.errors import CheckpointError, ConfigError
 from .codec import Codec, CodecConfig
-from .published import WEIGHTS, attending, multiples, refuse, translated
+from .published import WEIGHTS, attending, complete, multiples, read_config, refuse, translated
 
 # The fields of diffusers' VQModel and AutoencoderKL (0.42.1) that may be absent from a config.json, and what they are
 COMMON: dict[str, Any] = {
@@ -49,11 +48,7 @@ def load_codec(directory: str | os.PathLike[str]) -> Codec:
     weights that do not fit the config exactly.
     """
     directory = Path(directory)
-    try:
-        values = json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory / 'config.json'} cannot be read ({error})") from None
-    codec = codec_from_config(values)
+    codec = codec_from_config(read_config(directory))
     codec.load_state_dict(translated_codec(codec, load_tensors(directory / WEIGHTS)))
     return codec
 
@@ -63,11 +58,7 @@ def codec_from_config(values: Mapping[str, Any]) -> Codec:
     kind = values.get("_class_name")
     if kind not in DEFAULTS:
         raise ConfigError(f"config.json is of a {kind!r}, not of one of {', '.join(DEFAULTS)}")
-    given = {key: value for key, value in values.items() if not key.startswith("_")}
-    for key in given:
-        if key not in DEFAULTS[kind]:
-            raise ConfigError(f"config.json has a field {key!r} that is no field of a {kind}")
-    c = {**DEFAULTS[kind], **given}
+    c = complete(values, DEFAULTS[kind], kind)
     refuse(c, act_fn=("silu", "swish"), out_channels=(c["in_channels"],))
     refuse(c, **({"norm_type": ("group",)} if kind == "VQModel" else {}))
     config = CodecConfig(

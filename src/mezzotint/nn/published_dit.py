@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from ..core.checkpoint import load_tensors
 from ..core.errors import CheckpointError, ConfigError
 from .dit import DiT, DiTConfig
-from .published import WEIGHTS
+from .published import WEIGHTS, complete, read_config
 
 # The fields of diffusers' DiTTransformer2DModel (0.42.1) that may be absent from a config.json, and what they then are.
 DEFAULTS: dict[str, Any] = {
@@ -49,24 +48,16 @@ def load_dit(directory: str | os.PathLike[str], *, freq_shift: float = 0.0) -> D
     weights that do not fit the config exactly.
     """
     directory = Path(directory)
-    try:
-        values = json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory / 'config.json'} cannot be read ({error})") from None
-    dit = dit_from_config(values, freq_shift=freq_shift)
+    dit = dit_from_config(read_config(directory), freq_shift=freq_shift)
     dit.load_state_dict(translated(dit, load_tensors(directory / WEIGHTS)))
     return dit
 
 
 def dit_from_config(values: Mapping[str, Any], *, freq_shift: float = 0.0) -> DiT:
     """A new DiT of a `DiTTransformer2DModel` config. Raises `ConfigError` that names an unsupported field."""
-    given = {key: value for key, value in values.items() if not key.startswith("_")}
-    for key in given:
-        if key not in DEFAULTS and key not in OLDER:
-            raise ConfigError(f"config.json has a field {key!r} that is no field of a DiTTransformer2DModel")
-    c = {**DEFAULTS, **given}
+    c = complete(values, DEFAULTS | OLDER, "DiTTransformer2DModel")
     for key, supported in {**OLDER, **SUPPORTED}.items():
-        if c.get(key, supported) != supported:
+        if c[key] != supported:
             raise ConfigError(f"{key}={c[key]!r} is not supported; only {supported!r}")
     if c["num_embeds_ada_norm"] is None:
         raise ConfigError("num_embeds_ada_norm is missing: a DiT knows how many classes there are")
