@@ -273,6 +273,7 @@ beta_vae = System(
     ),
     stages=_one_stage(VAE, {
         "small": lambda data: VAEConfig(data.image_size, data.channels, latent=16, objective=ELBO(beta=4.0)),
+        # Beta and the number of dimensions are the paper's; network, likelihood and recipe are those of this chapter
         "paper": lambda data: VAEConfig(data.image_size, data.channels, latent=10, objective=ELBO(beta=4.0)),
     }),
 )  # fmt: skip
@@ -294,6 +295,7 @@ capacity_vae = System(
         "small": lambda data: VAEConfig(
             data.image_size, data.channels, latent=16, objective=Capacity(gamma=30.0, most=25.0, steps=2_000)
         ),
+        # As above: the schedule and the number of dimensions are the paper's
         "paper": lambda data: VAEConfig(
             data.image_size, data.channels, latent=10, objective=Capacity(gamma=1000.0, most=25.0, steps=100_000)
         ),
