@@ -417,11 +417,14 @@ progan = System(
     ),
     stages=_one_stage(ProGAN, {
         "small": lambda data: ProGANConfig(
-            data.image_size, data.channels, latent=64, growing=Growing(100, 100),
+            data.image_size, data.channels, latent=64, growing=Growing(75, 75),
             network=ProGANNetworks(16 * data.image_size, 64, coarsest=7, fused=True),
         ),
         "paper": lambda data: ProGANConfig(data.image_size, data.channels),
-    }, PROGAN_RECIPE, _recipe(4e-3, (0.0, 0.99), 32)),
+    }, PROGAN_RECIPE, replace(SMALL_RECIPE, batch_size=32, optimizers={  # of a few hundred steps, the critic must lead
+        "generator": Optimizer("adam", lr=1e-3, betas=(0.0, 0.99), clip=None),
+        "discriminator": Optimizer("adam", lr=4e-3, betas=(0.0, 0.99), clip=None),
+    })),
 )  # fmt: skip
 
 # Karras et al. 2018 (1812.04948), appendix C: as ProGAN, from 8 pixels on, and 25 million pictures for each player.
