@@ -10,14 +10,11 @@ from torch.nn import functional as F
 
 from mezzotint.core.errors import ConfigError
 from mezzotint.gan.filters import (
-    SMALL_MAP,
     FilteredLeakyReLU,
     Resampling,
-    by_matrices,
     filtered_leaky_relu,
     filtered_leaky_relu_directly,
     lowpass,
-    matrices,
     radial_lowpass,
 )
 from mezzotint.nn.resampling import fir, fir_directly
@@ -77,46 +74,39 @@ def test_a_filter_of_the_plane_is_its_sum_written_out(padding, truth):
 
 
 @pytest.mark.parametrize("radial", [False, True], ids=["separable", "radial"])
-@pytest.mark.parametrize("way", ["convolutions", "matrices"])
-def test_the_filtered_nonlinearity_and_its_gradients_are_the_sums_written_out(radial, way, truth):
+def test_the_filtered_nonlinearity_and_its_gradients_are_the_sums_written_out(radial, truth):
     worst = 0.0
     for n, size, up, down in ((5, 6, 2, 2), (4, 7, 4, 2), (8, 5, 2, 4)):
         to = resampling(radial, n, size, up, down)
         x = torch.randn(2, 2, n, n, dtype=torch.float64, requires_grad=True)
-
-        def fast(x, to=to):
-            return filtered_leaky_relu(x, to) if way == "convolutions" else by_matrices(x, *matrices(to))
-
         values = []
         direction, other = torch.randn(2, 2, size, size, dtype=torch.float64), torch.randn_like(x)
-        for operator in (fast, lambda x, to=to: filtered_leaky_relu_directly(x, to)):
-            y = operator(x)
+        for operator in (filtered_leaky_relu, filtered_leaky_relu_directly):
+            y = operator(x, to)
             (g,) = torch.autograd.grad((y.square() * direction).sum(), x, create_graph=True)
             (second,) = torch.autograd.grad((g * other).sum(), x)
             values.append((y, g, second))
         assert values[0][0].shape == (2, 2, size, size)
         worst = max(worst, *(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*values)))
-    what = f"filtered leaky ReLU by {way}, {'radial' if radial else 'separable'}, with two gradients, relative"
-    # the eigenvectors of a radial filter are left out where float32 would not see them
-    truth("stylegan3", what, "the sums written out, float64", worst, 1e-6 if radial and way == "matrices" else 1e-13)
+    what = f"filtered leaky ReLU, {'radial' if radial else 'separable'}, with two gradients, relative, float64"
+    truth("stylegan3", what, "the sums written out", worst, 5e-15)
 
 
 @pytest.mark.parametrize("radial", [False, True], ids=["separable", "radial"])
 def test_gradients_of_gradients_are_right(radial):
     to = resampling(radial, 3, 3)
     x = torch.randn(1, 1, 3, 3, dtype=torch.float64, requires_grad=True)
-    for operator in (lambda x: filtered_leaky_relu(x, to), lambda x: by_matrices(x, *matrices(to))):
-        assert torch.autograd.gradcheck(operator, x)
-        assert torch.autograd.gradgradcheck(lambda x, of=operator: of(x).square(), x)
+    assert torch.autograd.gradcheck(lambda x: filtered_leaky_relu(x, to), x)
+    assert torch.autograd.gradgradcheck(lambda x: filtered_leaky_relu(x, to).square(), x)
 
 
-def test_the_layer_does_the_same_for_large_maps_as_for_small_ones():
-    for n in (SMALL_MAP, SMALL_MAP + 1):
-        to = resampling(n=n, size=n)
-        layer, x = FilteredLeakyReLU(to), torch.randn(1, 1, n, n)
-        assert (layer.up is None) == (n > SMALL_MAP)
-        assert torch.allclose(layer(x), filtered_leaky_relu(x, to), atol=1e-5)
-        assert not layer.state_dict()
+def test_the_layer_is_the_function():
+    to, x = resampling(n=5, size=6), torch.randn(2, 3, 5, 5)
+    layer = FilteredLeakyReLU(to, slope=0.1, gain=3.0)
+    assert torch.allclose(layer(x), filtered_leaky_relu(x, to, 0.1, 3.0), atol=1e-5)
+    bent = filtered_leaky_relu(x, to, 0.1, 1.0)
+    assert torch.allclose(layer(x), 3 * bent, atol=1e-5)  # the gain is a factor
+    assert not layer.state_dict()
 
 
 @pytest.mark.parametrize(("rate", "finer"), [(16, 16), (16, 32), (32, 16)])

@@ -12,6 +12,7 @@ from mezzotint.core.batch import Batch, PictureSpec
 from mezzotint.core.errors import ConfigError
 from mezzotint.core.model import Samples
 from mezzotint.evaluation.equivariance import Moves, eq_r, eq_t, equivariance
+from mezzotint.gan.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Networks
 from mezzotint.gan.stylegan3 import AliasFreeSynthesis, FourierInput, StyleGAN3, StyleGAN3Config, StyleGAN3Networks
 from mezzotint.nn.motion import rigid
 from mezzotint.systems import find
@@ -129,7 +130,7 @@ def test_waves_that_the_pixels_cannot_hold_are_left_out():
 def test_config_r_turns_with_its_input_by_quarters(truth):
     """The whole generator: no direction is distinguished, neither by a weight nor by a filter nor at a border."""
     torch.manual_seed(4)
-    made = AliasFreeSynthesis(network(**ROUND), 2, 8, 100).double()
+    made = AliasFreeSynthesis(network(**ROUND), 2, 8, 100).double().requires_grad_(False)
     w = torch.randn(2, 6, dtype=torch.float64)
     still = made(w)
     error = (made(w, rigid(90.0)) - torch.rot90(still, -1, (2, 3))).abs().max() / still.std()
@@ -173,6 +174,21 @@ def test_all_three_numbers_of_a_model():
     found = equivariance(made, 4, batch_size=2)
     assert set(found) == {"eq_t", "eq_t_frac", "eq_r"}
     assert all(math.isfinite(value) for value in found.values())
+
+
+def test_a_stylegan_2_that_begins_with_waves_can_be_moved_and_sticks():
+    """Config B of Karras et al. 2021; waves alone do not make the layers behind them equivariant."""
+    torch.manual_seed(6)
+    start = StyleGAN2Networks(channel_base=256, channel_max=16, width=6, mapping_layers=2, group=0, start="waves")
+    made = StyleGAN2(StyleGAN2Config(32, latent=5, network=start, path_weight=0))
+    still = made.moved(2)
+    assert torch.equal(made.moved(2, rigid()), still)
+    found = equivariance(made, 4)
+    scale = 20 * math.log10(2 * still.std())  # as if of deviation 1/2
+    assert 0 < found["eq_t"] + scale < 30
+    assert 0 < found["eq_r"] + scale < 25
+    with pytest.raises(ConfigError, match="learned constant"):
+        StyleGAN2(StyleGAN2Config(32, latent=5, network=TINY.critic())).moved(1, rigid())
 
 
 def test_mean_squares_are_those_of_the_maps_that_were_seen(truth):

@@ -18,7 +18,8 @@ Source: Karras et al. 2021 (arXiv 2106.12423), section 2.2 (eq. 3) and appendix 
 here, and the ideal filter the exact Fourier transform of the octagon which the two squares share.
 
 A generator that cannot be told to move has no such number. The StyleGAN 2 of the paper's tables (survey, table II) is
-one whose constant is replaced by Fourier features, which can be moved, its "config B".
+one whose constant is replaced by Fourier features, which can be moved, its "config B"; here it is trained with
+network.start=waves, and measured with the constant noise.
 """
 
 from __future__ import annotations

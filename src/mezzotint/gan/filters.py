@@ -6,6 +6,7 @@ Source: Karras et al. 2021 (arXiv 2106.12423), sections 2 and 3.2, appendix C.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,9 +15,6 @@ from torch.nn import functional as F
 
 from ..core.errors import ConfigError
 from ..nn.resampling import fir, fir_directly
-
-SMALL_MAP = 128  # maps of up to so many pixels are resampled by matrices, larger ones by convolutions
-RANK_TOLERANCE = 1e-7  # of a radial filter's largest eigenvalue: what is below it float32 does not see
 
 
 def kaiser_window(taps: int, half_width: float, rate: float) -> Tensor:
@@ -131,74 +129,28 @@ def filtered_leaky_relu_directly(x: Tensor, to: Resampling, slope: float = 0.2, 
     return _between(fir_directly, x, to, slope, gain)
 
 
-def _between(filtered, x: Tensor, to: Resampling, slope: float, gain: float) -> Tensor:  # type: ignore[no-untyped-def]
+def _between(filtered: Callable[..., Tensor], x: Tensor, to: Resampling, slope: float, gain: float) -> Tensor:
     up, down = to.taps_up.to(x.dtype) * to.up, to.taps_down.to(x.dtype)
+    down = down * (gain if down.dim() == 2 else math.sqrt(gain))  # once for each axis
     v = filtered(x, up, up=to.up, padding=to.padding)
-    y: Tensor = filtered(F.leaky_relu(v, slope) * gain, down, down=to.down)
-    return y
+    return filtered(F.leaky_relu(v, slope), down, down=to.down)
 
 
 class FilteredLeakyReLU(nn.Module):
-    """`filtered_leaky_relu` as a layer: small maps are resampled by matrices, larger ones by convolutions."""
+    """`filtered_leaky_relu` as a layer."""
 
     taps_up: Tensor
     taps_down: Tensor
-    up: Tensor | None
-    columns: Tensor
-    rows: Tensor
 
     def __init__(self, to: Resampling, slope: float = 0.2, gain: float = math.sqrt(2)) -> None:
         super().__init__()
         self.resampling, self.slope, self.gain = to, slope, gain
-        small = max(to.n, to.size) <= SMALL_MAP
-        up, columns, rows = matrices(to) if small else (None, None, None)
-        for name, values in (
-            ("taps_up", to.taps_up), ("taps_down", to.taps_down), ("up", up), ("columns", columns), ("rows", rows)
-        ):  # fmt: skip
-            self.register_buffer(name, None if values is None else values.float(), persistent=False)
+        self.register_buffer("taps_up", to.taps_up.float(), persistent=False)
+        self.register_buffer("taps_down", to.taps_down.float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, n, n) -> (B, C, size, size)."""
-        if self.up is not None:
-            return by_matrices(x, self.up, self.columns, self.rows, self.slope, self.gain)
+        # Filters take each channel by itself, which processors do fast only where channels lie beside each other.
+        x = x.contiguous(memory_format=torch.channels_last)
         to = self.resampling._replace(taps_up=self.taps_up, taps_down=self.taps_down)
         return filtered_leaky_relu(x, to, self.slope, self.gain)
-
-
-def by_matrices(
-    x: Tensor, up: Tensor, columns: Tensor, rows: Tensor, slope: float = 0.2, gain: float = math.sqrt(2)
-) -> Tensor:
-    """`filtered_leaky_relu` by the `matrices` of its resampling, which processors multiply fast,
-
-    y = gain sum_r e_r D_r max(v, slope v) D_r^T,    v = U x U^T.
-    """
-    size, maps = len(rows), x.flatten(0, 1)  # (B C, n, n)
-    N = len(maps)
-    v = torch.bmm(up.expand(N, -1, -1), maps @ up.t())  # (B C, M, M)
-    v = F.leaky_relu(v, slope) @ columns.t()  # (B C, M, R size)
-    y = torch.bmm((gain * rows).expand(N, -1, -1), v.view(N, -1, size))  # (B C, size, size)
-    return y.view(*x.shape[:2], size, size)
-
-
-def matrices(to: Resampling) -> tuple[Tensor, Tensor, Tensor]:
-    """U, (M, n), of the way up; and of the way down D_r, (R size, M), and e_r D_r beside each other, (size, M R).
-
-    M pixels are between. A filter of the plane that is no outer product is a sum of R of them, K = sum_r e_r v_r v_r^T
-    by its eigenvectors; of any other R is 1. float64.
-    """
-    U = _matrix(to.middle, to.n, to.taps_up.double() * to.up, to.padding[0], up=to.up)
-    if to.taps_down.dim() == 1:
-        D = _matrix(to.size, to.middle, to.taps_down.double(), 0, down=to.down)
-        return U, D, D
-    e, v = torch.linalg.eigh(to.taps_down.double())
-    kept = e.abs() > RANK_TOLERANCE * e.abs().max()
-    e, v = e[kept], v[:, kept]
-    D = torch.stack([_matrix(to.size, to.middle, f, 0, down=to.down) for f in v.t()])  # (R, size, M)
-    return U, D.flatten(0, 1), (e[:, None, None] * D).permute(1, 2, 0).flatten(1)
-
-
-def _matrix(out: int, n: int, f: Tensor, before: int, up: int = 1, down: int = 1) -> Tensor:
-    """What `fir` does along one axis, (out, n): y[i] = sum_a f[i down + K - 1 - before - a up] x[a]."""
-    i, a = torch.arange(out, device="cpu")[:, None], torch.arange(n, device="cpu")
-    k = i * down + len(f) - 1 - before - a * up
-    return torch.where((k >= 0) & (k < len(f)), f[k.clamp(0, len(f) - 1)], 0.0)

@@ -35,6 +35,7 @@ from .layers import (
 from .model import GAN, GANConfig
 from .networks import Verdict
 from .penalties import PenaltyConfig, ZeroCentred
+from .waves import Waves
 
 NoiseMode = Literal["random", "const", "none"]
 
@@ -47,6 +48,7 @@ class StyleGAN2Networks(Pyramid):
     mapping_layers: int = 8
     mapping_lr: float = 0.01  # how fast the mapping network learns beside the others
     group: int = 4  # pictures whose deviation the discriminator sees; 0: it sees none
+    start: Literal["constant", "waves"] = "constant"  # waves can be moved: config B of Karras et al. 2021
     modulation: Literal["scaled", "grouped"] = "scaled"  # how it is computed: see `modulated` and `modulated_grouped`
     kind: Literal["stylegan2"] = "stylegan2"
 
@@ -176,9 +178,9 @@ class StyledLayer(nn.Module):
 class Synthesis(nn.Module):
     """The picture of w: a learned constant, convolutions that w scales, and a part of the picture at each size.
 
-    Layer 0 works on the constant, layers 2k - 1 and 2k on maps of size k; a picture is made of each size and added to
-    that of the size below it, twice as large ("skip generator"). Style l of w is that of layer l; the picture of
-    size k shares the style of the next layer, 2k + 1.
+    Layer 0 works on the constant, or on waves, layers 2k - 1 and 2k on maps of size k; a picture is made of each size
+    and added to that of the size below it, twice as large ("skip generator"). Style l of w is that of layer l; the
+    picture of size k shares the style of the next layer, 2k + 1.
 
     Source: Karras et al. 2020 (arXiv 1912.04958), figures 2 and 7.
     """
@@ -190,7 +192,9 @@ class Synthesis(nn.Module):
         super().__init__()
         sizes = network.sizes(image_size)
         widths, grouped = [network.channels(size) for size in sizes], network.modulation == "grouped"
-        self.constant = nn.Parameter(torch.randn(widths[0], sizes[0], sizes[0]))
+        waves = network.start == "waves"
+        self.constant = None if waves else nn.Parameter(torch.randn(widths[0], sizes[0], sizes[0]))
+        self.waves = Waves(widths[0], sizes[0], sizes[0], sizes[0] / 2) if waves else None
         layers = [StyledLayer(widths[0], widths[0], network.width, False, grouped)]
         for before, after in pairwise(widths):
             layers.append(StyledLayer(before, after, network.width, True, grouped))
@@ -205,23 +209,38 @@ class Synthesis(nn.Module):
         self.register_buffer("taps", normalised(SMOOTH), persistent=False)
         self.register_buffer("constant_noise", torch.randn(1, self.noises))
 
-    def forward(self, w: Tensor, noise: Tensor | Literal["const", "none"] = "const") -> Tensor:
+    def forward(
+        self, w: Tensor, noise: Tensor | Literal["const", "none"] = "const", motion: Tensor | None = None
+    ) -> Tensor:
         """(B, width) or (B, styles, width) -> (B, C, H, W).
 
-        noise  (B, noises), the maps of all layers one after the other; "const": always the same; "none"
+        noise   (B, noises), the maps of all layers one after the other; "const": always the same; "none"
+        motion  of what the first layer works on, (3, 3) or (B, 3, 3): see `nn.motion.rigid`
 
-        Raises `ConfigError` for another mode of noise.
+        Raises `ConfigError` for another mode of noise, and if a constant is to be moved.
         """
         if w.dim() == 2:
             w = w[:, None].expand(-1, self.styles, -1)
         maps = noise_maps(noise, self.constant_noise, self.noise_sizes)
-        x = self.layers[0](self.constant.expand(len(w), -1, -1, -1), w[:, 0], maps[0])
+        x = self.layers[0](self.beginning(len(w), motion), w[:, 0], maps[0])
         y = self.picture(0, x, w)
         for k in range(1, len(self.to_picture)):
             x = self.layers[2 * k - 1](x, w[:, 2 * k - 1], maps[2 * k - 1])
             x = self.layers[2 * k](x, w[:, 2 * k], maps[2 * k])
             y = upsample(y, self.taps) + self.picture(k, x, w)
         return y
+
+    def beginning(self, n: int, motion: Tensor | None = None) -> Tensor:
+        """What the first layer works on, (n, C, h, h). Raises `ConfigError` if a constant is to be moved."""
+        if self.waves is not None:
+            begun: Tensor = self.waves(n, motion)
+            return begun
+        if motion is not None:
+            raise ConfigError(
+                "what is drawn from a learned constant cannot be moved, for it is known at its pixels alone; a model"
+                " trained with network.start=waves can"
+            )
+        return cast("Tensor", self.constant).expand(n, -1, -1, -1)
 
     def picture(self, k: int, x: Tensor, w: Tensor) -> Tensor:
         """What the map of size k says of the picture, (B, C, H, W)."""
@@ -347,13 +366,34 @@ class StyleGAN2(GAN):
         w: Tensor = self.generator.mapping(z, labels)
         return w
 
-    def synthesise(self, w: Tensor, noise: Tensor | Literal["const", "none"] = "const") -> Tensor:
+    def synthesise(
+        self, w: Tensor, noise: Tensor | Literal["const", "none"] = "const", transform: Tensor | None = None
+    ) -> Tensor:
         """Pictures (B, C, H, W), not clipped, of w, (B, width), or (B, styles, width) with a w for each layer.
 
-        noise  (B, numbers of noise) as `noise` draws them; "const": those that the model was born with; "none"
+        noise      (B, numbers of noise) as `noise` draws them; "const": those that the model was born with; "none"
+        transform  of a model that begins with waves: how these are moved, (3, 3) or (B, 3, 3)
         """
-        images: Tensor = self.generator.synthesis(w, noise)
+        images: Tensor = self.generator.synthesis(w, noise, transform)
         return images
+
+    @torch.no_grad()
+    def moved(
+        self,
+        n: int,
+        motion: Tensor | None = None,
+        *,
+        labels: Tensor | Sequence[int] | None = None,
+        seeds: int | Sequence[int] = 0,
+    ) -> Tensor:
+        """n pictures, not clipped, with the constant noise, of waves that are moved: what equivariance is measured on.
+
+        Raises `ConfigError` for a model that begins with a constant, if something is to be moved.
+        """
+        random = PictureRandom(picture_seeds(n, seeds), self.device)
+        wanted = choose_labels(n, labels, self.config.classes, random)
+        w = self.map(self.draw(random), wanted)
+        return self.synthesise(w, transform=None if motion is None else motion.to(self.device)).float()
 
     def noise(self, random: PictureRandom) -> Tensor:
         """Fresh noise for all layers, (B, numbers of noise)."""

@@ -24,6 +24,7 @@ from .model import GAN, GANConfig
 from .networks import Verdict
 from .penalties import PenaltyConfig, ZeroCentred
 from .stylegan2 import StyleDiscriminator, StyleGAN2Config, StyleGAN2Networks, modulated
+from .waves import Waves
 
 OUTPUT_SCALE = 0.25  # of the generator's picture, whose layers begin with a mean square of 1
 
@@ -149,58 +150,35 @@ class StyleGAN3Config(GANConfig):
         self.network.bands(self.image_size, self.channels)
 
 
-class FourierInput(nn.Module):
-    """Waves of random frequencies and phases, which a rotation and a translation that w chooses move, mixed by weights.
+class FourierInput(Waves):
+    """Waves which a rotation and a translation that w chooses move, mixed by weights.
 
-        x_c(p) = sum_k W_ck sin(2 pi (f_k . q + phi_k)),    q = R_w^{-1} (M^{-1} p - t_w)
+        x(p) = W waves(R_w^{-1} (M^{-1} p - t_w))
 
-    So the picture is turned by R_w and shifted by t_w, both learned, and then moved by M, which the user may choose.
-    f_k is uniform on a disc of radius f_c. At first R_w is 1 and t_w is 0 for all w. Where M makes a picture smaller,
-    waves that come above f_c are dampened in a line, to 0 at half the sampling rate, so that none is another's alias.
+    So the picture is turned by R_w and shifted by t_w, both learned, and then moved by M, which the user may choose. At
+    first R_w is 1 and t_w is 0 for all w.
 
-    Source: Karras et al. 2021 (arXiv 2106.12423), section 3.1, "Fourier features", and 3.2, "Transformed Fourier
-    features".
+    Source: Karras et al. 2021 (arXiv 2106.12423), section 3.2, "Transformed Fourier features".
     """
 
-    frequencies: Tensor
-    phases: Tensor
-    grid: Tensor
-
     def __init__(self, channels: int, width: int, size: int, rate: float, cutoff: float) -> None:
-        super().__init__()
-        self.cutoff, self.nyquist = cutoff, rate / 2
-        random = torch.rand(3, channels, device="cpu")
-        radius, angle = cutoff * random[0].sqrt(), 2 * math.pi * random[1]
-        self.register_buffer("frequencies", torch.stack([radius * angle.cos(), radius * angle.sin()], 1))  # (C, 2)
-        self.register_buffer("phases", random[2])
-        self.register_buffer("grid", (torch.arange(size) - (size - 1) / 2) / rate, persistent=False)
+        super().__init__(channels, size, rate, cutoff)
         self.affine = EqualLinear(width, 4)  # (r_c, r_s, t_x, t_y), up to a factor
         with torch.no_grad():
             self.affine.weight.zero_()
             cast("Tensor", self.affine.bias).copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
         self.mix = EqualConv2d(channels, channels, 1, bias=None)
 
-    def forward(self, w: Tensor, motion: Tensor | None = None) -> Tensor:
+    def forward(self, w: Tensor, motion: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """(B, width) -> (B, C, size, size).
 
         motion  M, (3, 3) or (B, 3, 3); None: as it is
         """
         a = self.affine(w)
         c, s, x, y = (a / a[:, :2].norm(dim=1, keepdim=True)).unbind(1)
-        f = self.frequencies
-        g = torch.stack([f[:, 0] * c[:, None] - f[:, 1] * s[:, None], f[:, 0] * s[:, None] + f[:, 1] * c[:, None]], 2)
-        shift, amplitude = -torch.stack([x, y], 1), None  # g = R_w f, (B, C, 2)
-        if motion is not None:
-            back = torch.linalg.inv(motion.double()).to(f).expand(len(w), 3, 3)  # M^{-1}
-            shift = shift + back[:, :2, 2]
-        phases = self.phases + (g @ shift[:, :, None]).squeeze(2)  # (B, C)
-        if motion is not None:
-            g = g @ back[:, :2, :2]
-            amplitude = ((self.nyquist - g.norm(dim=2)) / (self.nyquist - self.cutoff)).clamp(0, 1)
-        along_x = g[:, :, :1] * self.grid + phases[:, :, None]  # (B, C, size)
-        along_y = g[:, :, 1:] * self.grid
-        waves = torch.sin(2 * math.pi * (along_x[:, :, None, :] + along_y[:, :, :, None]))
-        mixed: Tensor = self.mix(waves if amplitude is None else waves * amplitude[:, :, None, None])
+        zero, one = torch.zeros_like(c), torch.ones_like(c)
+        back = torch.stack([c, s, -c * x - s * y, -s, c, s * x - c * y, zero, zero, one], 1).view(-1, 3, 3)
+        mixed: Tensor = self.mix(self.waves(back if motion is None else back @ torch.linalg.inv(motion.double()).to(a)))
         return mixed
 
 
