@@ -110,6 +110,8 @@ def test_samples_show_the_picture_or_what_was_expected_of_each_pixel():
     assert torch.equal(model.sample(4, seeds=2, temperature=0.0), model.draw(torch.zeros(4, 3), random))
     codes = torch.randn(2, 3)
     assert not torch.equal(model.decode(codes, seeds=0), model.decode(codes, seeds=9))  # one code, many pictures
+    assert torch.equal(model.decode(codes)[1:], model.decode(codes[1:]))  # but the same one wherever it stands
+    assert len(model.decode(torch.randn(30, 3)).unique(dim=0)) > 1
     assert model.reconstruct(drawn).shape == drawn.shape
 
 

@@ -192,8 +192,12 @@ class PixelVAE(VAE):
         images = self.draw(z, random)
         return images if pixels == "drawn" else self.likelihood.mean(self.numbers(images, z))
 
-    def decode(self, codes: Tensor, seeds: int | Sequence[int] = 0) -> Tensor:
-        """x of p(x | z), (B, C, H, W) in [-1, 1]: one of the many pictures that a code allows."""
+    def decode(self, codes: Tensor, seeds: int | Sequence[int] | None = None) -> Tensor:
+        """x of p(x | z), (B, C, H, W) in [-1, 1]: one of the many pictures that a code allows.
+
+        seeds  of the pixels; None: the same for every code, so that two pictures differ by their codes alone
+        """
+        seeds = [0] * len(codes) if seeds is None else seeds
         return self.draw(codes, PictureRandom(picture_seeds(len(codes), seeds), codes.device))
 
     def _weighed(self, batch: Batch, z: Tensor, posterior: Gaussian, at_z: Gaussian | None = None) -> Inferred:
