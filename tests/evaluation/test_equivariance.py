@@ -93,7 +93,7 @@ def test_the_shared_band_is_the_integral_over_the_frequencies_that_both_squares_
     expected = torch.cos(2 * math.pi * d @ shared.t()).sum(1) / n**2
     error = (shared_band(d, degrees) - expected).abs().max()
     what = f"the filter of a rotation by {degrees:g} degrees"
-    truth("equivariance", what, "a sum over 160,000 frequencies", error, 2e-3)
+    truth("equivariance", what, "a sum over 160,000 frequencies", error, 2e-3 if degrees == 45 else 2e-4)
 
 
 def test_without_a_rotation_the_shared_band_is_that_of_a_square(truth):
