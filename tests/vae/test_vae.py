@@ -259,6 +259,8 @@ def test_sizes_fit_pictures_of_28_and_32_pixels(name, size, data):
         (lambda: model().sample(2, pixels="exact"), "'mean' or 'drawn'"),
         (lambda: model().sample(2, temperature=-1.0), "0 or more, not -1"),
         (lambda: model().sample(2, temperature=float("nan")), "0 or more, not nan"),
+        (lambda: model().sample(2, labels=torch.tensor([0, 1])), "trained without labels"),
+        (lambda: model().sample(2, source=batch(2).images), "begins from noise"),
         (lambda: model().elbo(batch().images, samples=0), "at least 1 sample of z, not 0"),
     ],
 )

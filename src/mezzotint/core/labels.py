@@ -26,10 +26,16 @@ def choose_labels(n: int, labels: Tensor | Sequence[int] | None, classes: int, r
     return drawn if labels is None else given_labels(n, labels, classes, random.device)
 
 
+def refuse_labels(labels: object) -> None:
+    """Raises `ConfigError` where labels are given to a model that knows nothing of them."""
+    if labels is not None:
+        raise ConfigError("this model was trained without labels; leave labels away")
+
+
 def given_labels(n: int, labels: Tensor | Sequence[int], classes: int, device: torch.device) -> Tensor:
     """The labels of n pictures that somebody names, (n,) on the device. Raises `ConfigError` where they do not fit."""
     if not classes:
-        raise ConfigError("this model was trained without labels; leave labels away")
+        refuse_labels(labels)
     given = torch.as_tensor(labels, dtype=torch.long, device="cpu")  # to look at them without waiting
     if given.shape != (n,):
         raise ConfigError(f"{n} pictures need {n} labels, got the shape {tuple(given.shape)}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core.batch import Batch
 from ..core.config import Config
 from ..core.errors import ConfigError
+from ..core.labels import refuse_labels
 from ..core.model import Latents, Losses
 from .gaussian import Gaussian
 from .likelihoods import BernoulliConfig, LikelihoodConfig, LogisticsConfig
@@ -259,6 +260,7 @@ class CVAE(VariationalModel):
     def _asked(
         self, n: int, draws: Draws, temperature: float, labels: Tensor | None, source: Tensor | None
     ) -> Tensor:  # fmt: skip
+        refuse_labels(labels)
         return self.generate(n, draws, temperature, source)
 
     def _checked(self, n: int, source: Tensor | None) -> Tensor:
@@ -291,7 +293,7 @@ class CVAE(VariationalModel):
 
         Raises `ConfigError` without a source, or for another kind of pixels or a temperature below 0.
         """
-        drawn = super().sample(n, source=source, seeds=seeds, temperature=temperature, pixels=pixels)
+        drawn = super().sample(n, labels=labels, source=source, seeds=seeds, temperature=temperature, pixels=pixels)
         return self._completed(drawn, self._checked(n, source))
 
     def _completed(self, drawn: Tensor, images: Tensor) -> Tensor:

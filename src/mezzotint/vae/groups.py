@@ -106,7 +106,9 @@ class GroupedModel(VariationalModel):
         Raises `ConfigError` for another kind of pixels, a temperature below 0, or more layers than there are.
         """
         if layers is None:
-            return super().sample(n, seeds=seeds, temperature=temperature, pixels=pixels)
+            return super().sample(
+                n, labels=labels, source=source, seeds=seeds, temperature=temperature, pixels=pixels
+            )  # fmt: skip
         if not 0 <= layers <= self.groups:
             raise ConfigError(f"this model draws z in {self.groups} groups; layers is one of 0 ... {self.groups}")
         check_controls(pixels, temperature)

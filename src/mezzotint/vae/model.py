@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.errors import ConfigError
+from ..core.labels import refuse_labels
 from ..core.likelihood import Pixels
 from ..core.model import Latents as Latents
 from ..core.model import Losses, Model
@@ -124,7 +125,8 @@ class VariationalModel(Model):
         temperature  of the prior's standard deviations
         pixels       "mean": E[x | z], as most papers show; "drawn": x from p(x | z), the model's own pictures
 
-        Raises `ConfigError` for another kind of pixels or a temperature below 0.
+        Raises `ConfigError` for another kind of pixels, a temperature below 0, or labels or a source that say nothing
+        to this model.
         """
         check_controls(pixels, temperature)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
@@ -134,7 +136,13 @@ class VariationalModel(Model):
     def _asked(
         self, n: int, draws: Draws, temperature: float, labels: Tensor | None, source: Tensor | None
     ) -> Tensor:  # fmt: skip
-        """The numbers for the pixels of what `sample` was asked for, where labels or a source may say more of it."""
+        """The numbers for the pixels of what `sample` was asked for, where labels or a source may say more of it.
+
+        Raises `ConfigError` where such things say nothing to the model.
+        """
+        refuse_labels(labels)
+        if source is not None:
+            raise ConfigError("this model begins from noise; leave source away")
         return self.generate(n, draws, temperature)
 
     def _repeated(self, batch: Batch, random: PictureRandom, times: int) -> tuple[Batch, tuple[Tensor, ...], Draws]:

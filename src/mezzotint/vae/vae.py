@@ -13,6 +13,7 @@ from ..core.batch import Batch, PictureRandom
 from ..core.codes import slerp
 from ..core.config import Config
 from ..core.errors import ConfigError
+from ..core.labels import refuse_labels
 from ..core.model import Losses
 from .gaussian import Gaussian
 from .likelihoods import LikelihoodConfig, LogisticsConfig
@@ -116,8 +117,7 @@ class VAE(VariationalModel):
 
     def from_codes(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """As `decode`. Raises `ConfigError` for labels, which this model knows nothing of."""
-        if labels is not None:
-            raise ConfigError("this model was trained without labels; leave labels away")
+        refuse_labels(labels)
         return self.decode(codes.to(self.device))
 
     def between(self, first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
