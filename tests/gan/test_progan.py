@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import mezzotint as mz
 from mezzotint.core.batch import Batch, PictureSpec
+from mezzotint.core.checkpoint import latest, load_tensors
 from mezzotint.core.errors import ConfigError
 from mezzotint.core.model import Samples
+from mezzotint.core.system import Optimizer, Recipe
+from mezzotint.data import open_pictures
 from mezzotint.gan.augment import AugmentationConfig
 from mezzotint.gan.layers import scaled_leaky_relu
 from mezzotint.gan.penalties import GradientPenalty, NoPenalty
@@ -26,6 +30,8 @@ from mezzotint.gan.progan import (
 )
 from mezzotint.nn.resampling import BOX
 from mezzotint.systems import find
+from mezzotint.training.schedule import Budget
+from mezzotint.training.trainer import Trainer
 
 TINY = ProGANNetworks(channel_base=64, channel_max=8, group=0)
 
@@ -83,6 +89,39 @@ def test_steps_lead_from_phase_to_phase_and_a_resumed_run_is_where_it_was():
     assert torch.equal(again.sample(2), made.sample(2))
     made.grow()
     assert made.phase == (2, 1.0)
+
+
+def test_a_run_resumed_while_it_grows_ends_as_one_that_was_never_interrupted(tmp_path):
+    """Two stable steps at 4 pixels, two of fading in, of which the first one was made, then two at 8 pixels."""
+    pictures = open_pictures("fashion", image_size=8)
+
+    def trainer(directory):
+        torch.manual_seed(0)
+        made = mz.create("progan", image_size=8, growing__fade_steps=2, growing__stable_steps=2)
+        recipe = Recipe(batch_size=8, optimizers={"model": Optimizer(lr=1e-2, betas=(0.0, 0.99))})
+        return Trainer(made, pictures, tmp_path / directory, recipe, Budget(pictures=96), precision="fp32")
+
+    trainer("whole").run()
+    first = trainer("parts")
+    after, steps = first.model.after_step, []
+
+    def stop_in_the_middle(step):
+        steps.append(step)
+        first.asked_to_stop = len(steps) == 3
+        after(step)
+
+    first.model.after_step = stop_in_the_middle
+    assert first.run().interrupted
+    assert first.model.phase == (1, 0.5)
+    second = trainer("parts")
+    second.resume()
+    assert second.model.phase == second.average.model.phase == (1, 0.5)
+    second.run()
+    assert second.model.phase == (1, 1.0)
+    for file in ("model", "ema", "state"):
+        one, other = (load_tensors(latest(tmp_path / run) / f"{file}.safetensors") for run in ("whole", "parts"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), file
 
 
 @pytest.mark.parametrize("level", [1, 2])

@@ -219,7 +219,8 @@ class StyleGAN(GrowingGAN):
             ws = self.map(z, labels)[:, None].expand(-1, used, -1)
         else:
             both = self.map(torch.cat([z, self.draw(random)]), None if labels is None else labels.repeat(2))
-            ws = mixed(*both.chunk(2), random.uniform(2), p, used)
+            first, second = both.chunk(2)
+            ws = mixed(first, second, random.uniform(2), p, used)
         images: Tensor = self.generator.synthesis(ws, self.noise(random), phase)
         return images
 

@@ -418,7 +418,7 @@ progan = System(
     stages=_one_stage(ProGAN, {
         "small": lambda data: ProGANConfig(
             data.image_size, data.channels, latent=64, growing=Growing(75, 75),
-            network=ProGANNetworks(16 * data.image_size, 64, coarsest=7, fused=True),
+            network=ProGANNetworks(16 * data.image_size, 64, min(7, data.image_size // 2), fused=True),
         ),
         "paper": lambda data: ProGANConfig(data.image_size, data.channels),
     }, PROGAN_RECIPE, replace(SMALL_RECIPE, batch_size=32, optimizers={  # of a few hundred steps, the critic must lead
@@ -448,7 +448,8 @@ stylegan = System(
         "small": lambda data: StyleGANConfig(
             data.image_size, data.channels, latent=64, growing=Growing(0, 0), penalty=ZeroCentred(gamma=0.5, every=8),
             network=StyleGANNetworks(
-                24 * data.image_size, 64, coarsest=7, group=0, width=64, mapping_layers=3, mapping_lr=0.1
+                24 * data.image_size, 64, min(7, data.image_size // 2), group=0, width=64, mapping_layers=3,
+                mapping_lr=0.1,
             ),
             mixing=0.5,
         ),
