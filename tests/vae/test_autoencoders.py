@@ -162,6 +162,10 @@ def test_what_an_autoencoder_refuses():
     model = Autoencoder(AutoencoderConfig(4, network=MLP))
     with pytest.raises(ConfigError, match="'fitted' or 'standard'"):
         model.sample(1, codes="random")
+    with pytest.raises(ConfigError, match="without labels"):
+        model.sample(1, labels=torch.zeros(1))
+    with pytest.raises(ConfigError, match="begins from noise"):
+        model.sample(1, source=torch.zeros(1, 1, 4, 4))
     with pytest.raises(ConfigError, match="at least 1 dimension"):
         AutoencoderConfig(4, latent=0)
 
@@ -461,6 +465,7 @@ def test_what_a_generative_dae_refuses():
     for message, wrong in {
         "'mean' or 'drawn'": lambda: model.sample(1, pixels="best"),
         "at least 1 step": lambda: model.sample(1, steps=0),
+        "without labels": lambda: model.sample(1, labels=torch.zeros(1)),
         "2 chains begin at 2": lambda: model.sample(2, source=STATES[:3]),
         r"not \(2, 1, 4, 4\)": lambda: model.trace(2, source=torch.zeros(2, 1, 4, 4)),
         "from 0 to 1": lambda: GenerativeDAEConfig(4, walkback=1.5),

@@ -213,8 +213,14 @@ def test_likelier_codes_are_drawn_where_asked():
 
 def test_what_cannot_be_is_refused():
     model = whole()
-    for controls in ({"temperature": -1.0}, {"labels": torch.zeros(2)}, {"pixels": "grey"}, {"top_p": 0.0}):
-        with pytest.raises(ConfigError):
+    for message, controls in {
+        "temperature": {"temperature": -1.0},
+        "without labels": {"labels": torch.zeros(2)},
+        "'mean' or 'drawn'": {"pixels": "grey"},
+        "top_p": {"top_p": 0.0},
+        "begins from noise": {"source": pictures(2)},
+    }.items():
+        with pytest.raises(ConfigError, match=message):
             model.sample(2, **controls)
     with pytest.raises(ConfigError, match="cannot be halved"):
         VQVAEConfig(30)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.errors import ConfigError
+from ..core.labels import refuse_labels, refuse_source
 from ..core.likelihood import bits_per_dim
 from ..core.model import Losses, Model
 from ..nn.masked import MaskedMLP
@@ -85,8 +86,10 @@ class MaskedBinaryModel(Model):
         temperature  logits are divided by it; 0: each pixel is the likelier of the two
         cached       False: the network goes over the whole picture for each pixel, to compare with
 
-        Raises `ConfigError` for a temperature below 0.
+        Raises `ConfigError` for a temperature below 0, or labels or a source that say nothing to this model.
         """
+        refuse_labels(labels)
+        refuse_source(source)
         if temperature < 0:
             raise ConfigError(f"a temperature is 0 or more, not {temperature}")
         dims = self.network.inputs

@@ -1,4 +1,4 @@
-"""The labels that a model is told: of a training batch, and of the pictures that are asked of it."""
+"""What a model is told: the labels of a training batch, and those of the pictures that are asked of it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ def refuse_labels(labels: object) -> None:
     """Raises `ConfigError` where labels are given to a model that knows nothing of them."""
     if labels is not None:
         raise ConfigError("this model was trained without labels; leave labels away")
+
+
+def refuse_source(source: object) -> None:
+    """Raises `ConfigError` where a picture to begin from is given to a model that begins from noise."""
+    if source is not None:
+        raise ConfigError("this model begins from noise; leave source away")
 
 
 def given_labels(n: int, labels: Tensor | Sequence[int], classes: int, device: torch.device) -> Tensor:

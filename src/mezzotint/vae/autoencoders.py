@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
+from ..core.labels import refuse_labels, refuse_source
 from ..core.likelihood import Pixels
 from ..core.model import Losses, Model
 from .likelihoods import LikelihoodConfig, LogisticsConfig
@@ -243,8 +244,10 @@ class Autoencoder(Coder):
         codes  "fitted": from the Gaussian with the mean and covariance of the codes of training pictures; "standard":
                from N(0, I), which knows nothing of them
 
-        Raises `ConfigError` for other codes.
+        Raises `ConfigError` for other codes, or labels or a source that say nothing to this model.
         """
+        refuse_labels(labels)
+        refuse_source(source)
         if codes not in ("fitted", "standard"):
             raise ConfigError(f"codes are 'fitted' or 'standard', not {codes!r}")
         return self.decode(self.random_codes(PictureRandom(picture_seeds(n, seeds), self.device), codes == "fitted"))
@@ -420,8 +423,9 @@ class GenerativeDAE(Model):
         steps   of the chain; None: as many as the config says
         pixels  "mean": E[X | X~] of the last step, as the paper shows; "drawn": X from P(X | X~), the chain's own state
 
-        Raises `ConfigError` for another kind of pixels, no steps, or a source of another shape.
+        Raises `ConfigError` for another kind of pixels, no steps, a source of another shape, or labels.
         """
+        refuse_labels(labels)
         if pixels not in ("mean", "drawn"):
             raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
         state = self._walk(n, source, seeds, steps)[-1]

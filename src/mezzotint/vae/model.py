@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.errors import ConfigError
-from ..core.labels import refuse_labels
+from ..core.labels import refuse_labels, refuse_source
 from ..core.likelihood import Pixels
 from ..core.model import Latents as Latents
 from ..core.model import Losses, Model
@@ -141,8 +141,7 @@ class VariationalModel(Model):
         Raises `ConfigError` where such things say nothing to the model.
         """
         refuse_labels(labels)
-        if source is not None:
-            raise ConfigError("this model begins from noise; leave source away")
+        refuse_source(source)
         return self.generate(n, draws, temperature)
 
     def _repeated(self, batch: Batch, random: PictureRandom, times: int) -> tuple[Batch, tuple[Tensor, ...], Draws]:

@@ -13,6 +13,7 @@ from ..autoregressive.pixelcnn import PixelCNNConfig, one_channel, sample_pixels
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
+from ..core.labels import refuse_labels, refuse_source
 from .gaussian import Gaussian
 from .likelihoods import LogisticsConfig
 from .model import Draws, check_controls
@@ -184,9 +185,12 @@ class PixelVAE(VAE):
         pixels       "drawn": x from p(x | z); "mean": of the same picture, E[x_i | x_<i, z] of each pixel, as the paper
                      shows binary ones
 
-        Raises `ConfigError` for another kind of pixels or a temperature below 0.
+        Raises `ConfigError` for another kind of pixels, a temperature below 0, or labels or a source that say nothing
+        to this model.
         """
         check_controls(pixels, temperature)
+        refuse_labels(labels)
+        refuse_source(source)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         z = temperature * Draws(random).normal(self.config.latent)
         images = self.draw(z, random)
