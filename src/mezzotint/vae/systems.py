@@ -319,7 +319,8 @@ pixelvae = System(
     ),
     stages=_one_stage(PixelVAE, {
         "small": lambda data: PixelVAEConfig(data.image_size, data.channels, objective=ELBO(warmup_steps=300)),
-        # As the authors train it on MNIST: no map, and 12 layers after the first, which see nearly all that is before
+        # As the authors train it on MNIST: no map, and 12 layers after the first, which see nearly all that is before;
+        # without their weight normalisation, and with half-linear units for the gates of the two layers at the end
         "paper": lambda data: PixelVAEConfig(
             data.image_size, data.channels, 16, PairsConfig(),
             BernoulliConfig() if data.channels == 1 else LogisticsConfig(10), ELBO(warmup_steps=10_000), 0,
