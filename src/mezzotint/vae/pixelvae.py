@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..autoregressive.pixelcnn import PixelCNNConfig, one_channel, sample_pixels
-from ..core.batch import Batch, PictureRandom, picture_seeds
+from ..core.batch import PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
 from ..core.labels import refuse_labels, refuse_source
-from .gaussian import Gaussian
 from .likelihoods import LogisticsConfig
 from .model import Draws, check_controls
 from .networks import ConvConfig, MLPConfig, begin
-from .objectives import Inferred
 from .vae import VAE, VAEConfig
 
 
@@ -137,9 +135,9 @@ class PixelVAE(VAE):
         return c.first_kernel // 2 + (c.layers - 1) * (c.kernel // 2)
 
     def numbers(self, images: Tensor, z: Tensor) -> Tensor:
-        """What the p(x_i | x_<i, z) are made of, (B, outputs, H, W).
+        """What the p(x_i | x_<i, z) are made of, (B, outputs, H, W), all pixels at once.
 
-        images  (B, C, H, W)
+        images  x, (B, C, H, W)
         z       (B, latent)
         """
         return cast("Tensor", self.pixelcnn(images, *self._told(z)))
@@ -203,9 +201,3 @@ class PixelVAE(VAE):
         """
         seeds = [0] * len(codes) if seeds is None else seeds
         return self.draw(codes, PictureRandom(picture_seeds(len(codes), seeds), codes.device))
-
-    def _weighed(self, batch: Batch, z: Tensor, posterior: Gaussian, at_z: Gaussian | None = None) -> Inferred:
-        """See `VAE`; the PixelCNN sees the picture itself, all pixels at once."""
-        log_likelihood = self.likelihood.log_prob(self.numbers(batch.images, z), batch.images)
-        log_ratio = Gaussian.standard(z).log_prob(z) - (at_z or posterior).log_prob(z)
-        return Inferred(log_likelihood, posterior.kl(), log_ratio)

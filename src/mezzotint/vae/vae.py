@@ -66,12 +66,16 @@ class VAE(VariationalModel):
         z = posterior.at(draws.normal(self.config.latent))
         return self._weighed(batch, z, posterior)
 
+    def numbers(self, images: Tensor, z: Tensor) -> Tensor:
+        """What p(x | z) is made of, (B, outputs, H, W): of z (B, latent), and not of the other pixels of x."""
+        return cast("Tensor", self.decoder(z))
+
     def _weighed(self, batch: Batch, z: Tensor, posterior: Gaussian, at_z: Gaussian | None = None) -> Inferred:
         """What z says of the picture.
 
         at_z  the posterior whose density at z is taken; None: the same
         """
-        log_likelihood = self.likelihood.log_prob(self.decoder(z), batch.images)
+        log_likelihood = self.likelihood.log_prob(self.numbers(batch.images, z), batch.images)
         log_ratio = Gaussian.standard(z).log_prob(z) - (at_z or posterior).log_prob(z)
         return Inferred(log_likelihood, posterior.kl(), log_ratio)
 
