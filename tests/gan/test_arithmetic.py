@@ -104,7 +104,7 @@ def test_a_conditional_model_walks_within_a_class():
 def test_a_vae_and_a_denoiser_walk_too():
     vae = mz.create("vae", image_size=16, latent=4)
     assert torch.allclose(interpolation(vae, 2, 3, 2), vae.sample(2, seeds=2), atol=1e-5)
-    tiny = {"network__channels": 8, "network__groups": 4, "network__blocks": 1}
+    tiny = {"network__channels": 8, "network__groups": 4, "network__blocks": 1, "network__head_dim": 8}
     flow = mz.create("rectified-flow", image_size=8, classes=2, **tiny)
     assert isinstance(flow, HasCode)
     expected = flow.sample(1, labels=[1], seeds=4, solver="ddim", steps=100, grid="uniform", guidance=0.0)

@@ -85,7 +85,7 @@ def dcgan_of(theirs: Mapping[str, Tensor], origin: str = "the file") -> GAN:
 
 def _convolutions(theirs: Mapping[str, Tensor]) -> list[str]:
     """The names of the weights of the convolutions, main.0, main.3, main.6, ..., as far as they go."""
-    names = []
+    names: list[str] = []
     while (name := f"main.{3 * len(names)}.weight") in theirs:
         names.append(name)
     return names
