@@ -52,6 +52,20 @@ def test_the_probabilities_of_all_maps_sum_to_one(truth, kind, classes):
 
 
 @BOTH
+@pytest.mark.parametrize("classes", [0, 4])
+def test_a_map_may_be_of_one_token(kind, classes):
+    made, labels = prior(kind, 3, 1, 1, classes), torch.zeros(3, dtype=torch.int64) if classes else None
+    with torch.no_grad():
+        p = made.log_prob(every_map(3, 1, 1), labels).exp()
+    assert p.sum().item() == pytest.approx(1.0, abs=1e-12)
+    drawn = [
+        made.sample(3, labels, PictureRandom(range(3)), cached=cached, temperature=0.0) for cached in (True, False)
+    ]
+    assert torch.equal(*drawn)
+    assert drawn[0].flatten().tolist() == [int(p.argmax())] * 3
+
+
+@BOTH
 def test_the_logits_of_a_token_do_not_change_with_it_or_those_after_it(kind):
     """Tokens have no derivative: p of the first i must not change with the others, whatever these are."""
     made, every = prior(kind, vocabulary=2, height=2, width=3), every_map(2, 2, 3)
