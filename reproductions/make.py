@@ -15,6 +15,8 @@ PAGES = HERE.parent / "gallery" / "reproductions"
 SCRIPTS = (
     "figure_1",
     "figure_7",
+    "figure_15",
+    "figure_16",
     "blur",
     "collapse",
     "traversal",
