@@ -232,7 +232,7 @@ class AliasFreeSynthesis(nn.Module):
     kept with the weights, in place of a mean square of each picture that is guessed. It is not drawn towards 1, where
     it begins. Style 0 of w is the input's, and style l + 1 that of layer l.
 
-    Source: Karras et al. 2021 (arXiv 2106.12423), section 3, figure 4, and table 1 of appendix.
+    Source: Karras et al. 2021 (arXiv 2106.12423), section 3.
     """
 
     magnitudes: Tensor
