@@ -502,9 +502,9 @@ def _measured(model: Model, asked: list[str] | None) -> dict[str, Any]:
 
     if not asked:
         return {}
+    texts = {name.replace("-", "_"): text for name, text in _key_values(asked, "--likelihood").items()}
     if not isinstance(model, (HasLogProb, HasELBO)):
         raise ConfigError(f"{_name(model)} knows no likelihood, so --likelihood means nothing to it")
-    texts = {name.replace("-", "_"): text for name, text in _key_values(asked, "--likelihood").items()}
     method = measure_of(model)
     checked_options(method, texts)
     hints = typing.get_type_hints(method)

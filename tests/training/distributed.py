@@ -32,6 +32,8 @@ def settings_of(name: str, directory: Path) -> RunSettings:
     config = configure(system, PictureSpec(8, 1, () if paired else ("a", "b"), source=paired))[last]
     if getattr(config, "steps", 0) > 4:
         changes[f"{last}:steps"] = "4"  # of the solver
+    if hasattr(getattr(config, "network", None), "coarsest") and config.network.coarsest == 7:
+        changes[f"{last}:network.coarsest"] = "4"  # as small as these pictures allow
     if getattr(config, "labelled", 0):
         changes[f"{last}:labelled"] = "6"
     return RunSettings(

@@ -10,13 +10,17 @@ from pathlib import Path
 import torch
 from toys import TOYS
 
+import mezzotint as mz
 from mezzotint.core.records import read_metrics
 from mezzotint.data import open_pictures
 from mezzotint.data.grid import grid
 from mezzotint.systems import catalogue
 
 # The clean picture that follows from the noise of the first times multiplies rounding by sigma / alpha, up to 150 here.
-SENSITIVE = {"score-sde-vp": 3e-4, "score-sde-ve": 1e-4, "score-sde-subvp": 2e-4}
+# A codebook sums its vectors in another order, and its decoder multiplies what that changes.
+SENSITIVE = {"score-sde-vp": 3e-4, "score-sde-ve": 1e-4, "score-sde-subvp": 2e-4, "vq-vae": 3e-4}
+# Each process has the statistics of its own part of the batch: these follow a curve of their own, and say so.
+SEEING = {"dcgan", "improved-gan", "semi-supervised-gan"}
 HERE = Path(__file__).parent
 NAMES = [name for name in catalogue() if not name.startswith("toy")] + [system.name for system in TOYS]
 
@@ -48,6 +52,9 @@ def test_two_processes_follow_the_curve_of_one(tmp_path, truth):
     for processes in (1, 2):
         run(tmp_path, processes)
     for name in NAMES:
+        if name in SEEING:
+            assert mz.load(tmp_path / "2" / name).batch_statistics
+            continue
         places = [tmp_path / str(k) / name for k in (1, 2)]
         one, two = (read_metrics(place / "metrics.jsonl") for place in places)
         curves = [[row[key] for row in rows for key in sorted(row) if key.startswith("loss")] for rows in (one, two)]

@@ -6,7 +6,6 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -96,15 +95,10 @@ class PictureRandom:
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.seeds = seeds
+        self.generators = [torch.Generator().manual_seed(fold(seed) & 0xFFFFFFFF) for seed in seeds]
 
     def __len__(self) -> int:
-        return len(self.seeds)
-
-    @cached_property
-    def generators(self) -> list[torch.Generator]:
-        """One for each row, made when the first number is drawn: many batches need none."""
-        return [torch.Generator().manual_seed(fold(seed) & 0xFFFFFFFF) for seed in self.seeds]
+        return len(self.generators)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal, (B, *shape) float32."""
