@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ..core.batch import PictureRandom, picture_seeds
 from ..core.errors import ConfigError
 from ..core.likelihood import bits_per_dim
-from ..core.model import Losses
+from ..core.model import Losses, evaluating
 from .grids import GRIDS, Grid
-from .model import DenoisingConfig, DenoisingModel, by_quarter, choose, evaluating, known_labels, noisy
+from .model import DenoisingConfig, DenoisingModel, by_quarter, choose, known_labels, noisy
 from .paths import PATHS, Path
 from .predictions import Denoised, rows, target
 from .solvers import posterior

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..core.batch import PictureRandom, picture_seeds
 from ..core.errors import ConfigError
+from ..core.model import evaluating
 from .grids import GRIDS, Grid
-from .model import DenoisingModel, choose, evaluating, known_labels
+from .model import DenoisingModel, choose, known_labels
 from .ode import dopri5, rk4
 from .paths import PATHS, Path
 from .predictions import Denoiser, components, rows

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..core.batch import PictureRandom, picture_seeds
+from ..core.model import evaluating
 from .grids import uniform
 from .likelihood import earliest
-from .model import DenoisingModel, evaluating
+from .model import DenoisingModel
 from .ode import Solution
 from .predictions import Denoiser, rows
 from .solvers import Step, euler, probability_flow

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
@@ -16,7 +15,7 @@ from ..core.codes import slerp
 from ..core.config import Config
 from ..core.errors import ConfigError, suggest
 from ..core.labels import choose_labels, given_labels, labels_of
-from ..core.model import Losses, Model
+from ..core.model import Losses, Model, evaluating
 from ..nn.dit import DiTConfig
 from ..nn.ncsnpp import NCSNppConfig
 from ..nn.unet import UNetConfig
@@ -365,14 +364,3 @@ def refuse(**conditions: Any) -> None:
     for name, given in conditions.items():
         if given is not None:
             raise ConfigError(f"this model does not take {name}; leave {name} away")
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Without dropout inside the block, and as before behind it."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.errors import ConfigError, DataError
-from ..core.model import Losses, Model
+from ..core.model import Losses, Model, evaluating
 from .grids import GRIDS, Grid
-from .model import Callback, DenoisingConfig, DenoisingModel, choose, choose_solver, evaluating, refuse
+from .model import Callback, DenoisingConfig, DenoisingModel, choose, choose_solver, refuse
 from .solvers import SOLVERS, Solver
 from .stepping import no_noise
 from .teacher import Teacher, agree, begin_with, newest

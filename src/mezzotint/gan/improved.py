@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..core.batch import Batch, FewLabels, PictureRandom
 from ..core.errors import ConfigError, DataError
 from ..core.model import Losses
-from .losses import LOSSES, UNANCHORED, smoothed
+from .losses import UNANCHORED
 from .model import GAN, GANConfig
 from .networks import Body, DCGANConfig, Generator, Verdict
 
@@ -257,29 +257,15 @@ class ClassifyingGAN(ImprovedGAN):
         super().__init__(config)
         self.few_labels = FewLabels(config.labelled, config.every)
 
-    def discriminators(self, batch: Batch, labels: Tensor | None, random: PictureRandom) -> Losses:
-        """See `GAN.discriminators`. Raises `DataError` without labels."""
-        c = self.config
+    def named(
+        self, real: Verdict, fake: Verdict, batch: Batch, labels: Tensor | None
+    ) -> tuple[str, Tensor]:  # fmt: skip
+        """-ln p(y | x, real), the mean over labelled pictures. Raises `DataError` without labels."""
         if batch.labels is None:
             raise DataError("this model learns from labels, and these pictures have none")
-        with torch.no_grad():
-            fake = self.fakes(None, random)
-        real, drawn = self.judge(batch.images, None, random), self.judge(fake, None, random)
-        told = LOSSES[c.loss].discriminator(real.score, drawn.score)
-        if c.label_smoothing:
-            told = told + smoothed(real.score, c.label_smoothing)
-        told = told if batch.weights is None else told * batch.weights
-        logits = cast("Tensor", real.classes)
-        known = batch.labels >= 0
+        logits, known = cast("Tensor", real.classes), batch.labels >= 0
         missed = F.cross_entropy(logits, batch.labels.clamp_min(0), reduction="none") * known
-        named = missed.mean() * (1 if batch.weights is None else c.every)  # the mean over labelled pictures
-        parts = {
-            "score/real": real.score.detach().mean(),
-            "score/fake": drawn.score.detach().mean(),
-            "right": ((real.score > 0).float() + (drawn.score < 0).float()).mean() / 2,
-            "classification": named.detach(),
-        }
-        return Losses(told.mean() + named, parts)
+        return "classification", missed.mean() * (1 if batch.weights is None else self.config.every)
 
     def classify(self, images: Tensor) -> Tensor:
         """Logits of p(y | x, real), (B, classes)."""

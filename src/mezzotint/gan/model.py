@@ -16,7 +16,7 @@ from ..core.codes import lerp, slerp
 from ..core.config import Config
 from ..core.errors import ConfigError
 from ..core.labels import choose_labels, given_labels, labels_of
-from ..core.model import Losses, Model, Watched
+from ..core.model import Losses, Model, Watched, evaluating
 from .augment import AugmentConfig, NoAugmentation
 from .layers import MinibatchDeviation
 from .losses import LOSSES, UNANCHORED, smoothed
@@ -156,7 +156,7 @@ class GAN(Model):
             total = total + smoothed(real_score, c.label_smoothing)
         if c.drift:
             total = total + c.drift * real_score.square()
-        total = total.mean()
+        total = (total if batch.weights is None else total * batch.weights).mean()
         parts = {
             "score/real": real_score.detach().mean(),
             "score/fake": fake_score.detach().mean(),
@@ -165,15 +165,22 @@ class GAN(Model):
         if self.augment is not None:
             self.augment.record(real_score)
             parts["augmentation/p"] = self.augment.p.clone()
-        if judged_real.classes is not None and judged_fake.classes is not None and labels is not None:
-            named = F.cross_entropy(judged_real.classes, labels) + F.cross_entropy(judged_fake.classes, labels)
-            total = total + named
-            parts["class/discriminator"] = named.detach()
+        if (named := self.named(judged_real, judged_fake, batch, labels)) is not None:
+            name, missed = named
+            total, parts[name] = total + missed, missed.detach()
         penalty = self.penalty(x, fake, labels, random)
         if penalty is not None:
             total = total + penalty
             parts["penalty"] = penalty.detach()
         return Losses(total, parts)
+
+    def named(
+        self, real: Verdict, fake: Verdict, batch: Batch, labels: Tensor | None
+    ) -> tuple[str, Tensor] | None:  # fmt: skip
+        """What the discriminator loses by misnaming classes, where it names any: how it is logged, and the loss."""
+        if real.classes is None or fake.classes is None or labels is None:
+            return None
+        return "class/discriminator", F.cross_entropy(real.classes, labels) + F.cross_entropy(fake.classes, labels)
 
     def penalty(self, real: Tensor, fake: Tensor, labels: Tensor | None, random: PictureRandom) -> Tensor | None:
         """The penalty on the discriminator's slope, the mean over pictures; 0 at steps that are left out."""
@@ -262,12 +269,8 @@ class GAN(Model):
         if labels is None and classes:
             raise ConfigError("this model draws each picture of a class, so a code alone is not enough; give labels")
         told = None if labels is None else given_labels(len(codes), labels, classes, self.device)
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             images = self.picture(codes.to(self.device), told)
-        finally:
-            self.train(training)
         return images.float().clamp(-1, 1)
 
     def between(self, first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
@@ -279,12 +282,8 @@ class GAN(Model):
         """The collapse watch over as many pictures, always of the same seeds; see `watch.watch`."""
         wanted = labels if self.config.classes else None
         fake = self.sample(len(images), labels=wanted)
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             real_score, fake_score = (self.verdict(x, wanted).score for x in (images, fake))
-        finally:
-            self.train(training)
         middle = (real_score.mean() + fake_score.mean()) / 2  # a critic's scores have no zero
         right = (real_score > middle).float().mean() + (fake_score < middle).float().mean()
         return watch(images, fake, float(right) / 2)

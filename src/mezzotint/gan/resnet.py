@@ -289,13 +289,7 @@ class ResNetGAN(GAN):
             raise ConfigError(f"a normal z is truncated at a threshold above 0, not at {truncation}")
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         wanted = choose_labels(n, labels, self.config.classes, random)
-        training = self.training
-        self.eval()
-        try:
-            images: Tensor = self.generator(truncated_normal(random.uniform(self.config.latent), truncation), wanted)
-        finally:
-            self.train(training)
-        return images.float().clamp(-1, 1)
+        return self.from_codes(truncated_normal(random.uniform(self.config.latent), truncation), wanted)
 
 
 def truncated_normal(u: Tensor, threshold: float) -> Tensor:
