@@ -10,16 +10,14 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..core.batch import PictureRandom, picture_seeds
+from ..core.batch import PictureRandom
 from ..core.errors import ConfigError
-from ..core.labels import choose_labels
 from ..nn.blocks import resized
 from ..nn.resampling import SMOOTH
 from .layers import EPSILON, EqualConv2d, EqualLinear, MappingNetwork, mixed, noise_maps, scaled_leaky_relu
 from .penalties import PenaltyConfig, ZeroCentred
 from .progan import GAIN, Growing, GrowingConfig, GrowingDiscriminator, GrowingGAN, GrowingNetworks, Phase
-
-NoiseMode = Literal["random", "const", "none"]
+from .styled import NoisyStyledGAN
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ class StyleGenerator(nn.Module):
         return images
 
 
-class StyleGAN(GrowingGAN):
+class StyleGAN(NoisyStyledGAN, GrowingGAN):
     """A GAN whose generator maps z to w, and sets mean and deviation of its maps by w.
 
     Pictures are made with fresh noise in training, and of two w with probability `mixing`, cut at a layer that is in
@@ -190,26 +188,12 @@ class StyleGAN(GrowingGAN):
         """See `GrowingDiscriminator`."""
         return GrowingDiscriminator(self.config, SMOOTH, True)
 
-    @property
-    def styles(self) -> int:
-        """How many vectors w a picture is made of."""
-        return self.generator.synthesis.styles
-
-    def map(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """w, (B, width), of z, (B, latent), and labels, (B,)."""
-        w: Tensor = self.generator.mapping(z, labels)
-        return w
-
     def synthesise(self, w: Tensor, noise: Tensor | Literal["const", "none"] = "const") -> Tensor:
         """Pictures (B, C, H, W), not clipped, of w, (B, width), or (B, styles, width) with a w for each layer.
 
         noise  (B, numbers of noise) as `noise` draws them; "const": those that the model was born with; "none"
         """
         return self.enlarged(self.generator.synthesis(w, noise, self.phase))
-
-    def noise(self, random: PictureRandom) -> Tensor:
-        """Fresh noise for all layers, (B, numbers of noise)."""
-        return random.normal(self.generator.synthesis.noises)
 
     def fakes(self, labels: Tensor | None, random: PictureRandom) -> Tensor:
         """Pictures of a batch of training, (B, C, n, n): some of two w, all with fresh noise."""
@@ -224,11 +208,6 @@ class StyleGAN(GrowingGAN):
         images: Tensor = self.generator.synthesis(ws, self.noise(random), phase)
         return images
 
-    def after_step(self, step: int) -> None:
-        """Move the mean of w."""
-        super().after_step(step)
-        self.generator.mapping.follow(int(self.moves))
-
     def mix(
         self,
         z_a: Tensor,
@@ -242,35 +221,6 @@ class StyleGAN(GrowingGAN):
         z_a, z_b  (B, latent)
         """
         return self.synthesise(exchanged(self.map(z_a, labels), self.map(z_b, labels), layers, self.styles), noise)
-
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        *,
-        labels: Tensor | Sequence[int] | None = None,
-        captions: list[str] | None = None,
-        source: Tensor | None = None,
-        mask: Tensor | None = None,
-        seeds: int | Sequence[int] = 0,
-        truncation: float = 1.0,
-        cutoff: int | None = None,
-        noise: NoiseMode = "random",
-    ) -> Tensor:
-        """n pictures in [-1, 1], (n, C, H, W) float32; picture k depends on seed k (and label k) alone.
-
-        truncation  psi: 1 for all variety, less for better pictures that differ less, 0 for the mean one
-        cutoff      so many layers, the coarsest, are truncated; None: all
-        noise       "random": of each picture's seed; "const": always the same; "none"
-
-        Raises `ConfigError` for a label out of range or another mode of noise.
-        """
-        random = PictureRandom(picture_seeds(n, seeds), self.device)
-        wanted = choose_labels(n, labels, self.config.classes, random)
-        w = self.map(self.draw(random), wanted)[:, None].expand(-1, self.styles, -1)
-        ws = self.generator.mapping.truncate(w, truncation, cutoff)
-        images = self.synthesise(ws, self.noise(random) if noise == "random" else noise)
-        return images.float().clamp(-1, 1)
 
 
 def exchanged(w_a: Tensor, w_b: Tensor, layers: Sequence[int], styles: int) -> Tensor:

@@ -32,12 +32,11 @@ from .layers import (
     noise_maps,
     pixel_norm,
 )
-from .model import GAN, GANConfig
+from .model import GANConfig
 from .networks import Verdict
 from .penalties import PenaltyConfig, ZeroCentred
+from .styled import NoisyStyledGAN
 from .waves import Waves
-
-NoiseMode = Literal["random", "const", "none"]
 
 
 @dataclass(frozen=True)
@@ -320,7 +319,7 @@ class StyleDiscriminator(nn.Module):
         return Verdict(score, features, None)
 
 
-class StyleGAN2(GAN):
+class StyleGAN2(NoisyStyledGAN):
     """A GAN whose generator maps z to w, and scales the weights of its convolutions by w.
 
     Its generator is regularised besides: equally long steps of w are to change the picture by equally much,
@@ -356,16 +355,6 @@ class StyleGAN2(GAN):
         """Residual blocks."""
         return StyleDiscriminator(self.config)
 
-    @property
-    def styles(self) -> int:
-        """How many vectors w a picture is made of."""
-        return self.generator.synthesis.styles
-
-    def map(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """w, (B, width), of z, (B, latent), and labels, (B,)."""
-        w: Tensor = self.generator.mapping(z, labels)
-        return w
-
     def synthesise(
         self, w: Tensor, noise: Tensor | Literal["const", "none"] = "const", transform: Tensor | None = None
     ) -> Tensor:
@@ -394,10 +383,6 @@ class StyleGAN2(GAN):
         wanted = choose_labels(n, labels, self.config.classes, random)
         w = self.map(self.draw(random), wanted)
         return self.synthesise(w, transform=None if motion is None else motion.to(self.device)).float()
-
-    def noise(self, random: PictureRandom) -> Tensor:
-        """Fresh noise for all layers, (B, numbers of noise)."""
-        return random.normal(self.generator.synthesis.noises)
 
     def fakes(self, labels: Tensor | None, random: PictureRandom) -> Tensor:
         """Pictures of a batch of training: some of two w, all with fresh noise."""
@@ -438,42 +423,12 @@ class StyleGAN2(GAN):
     def after_step(self, step: int) -> None:
         """Move the mean of w, and that of the lengths."""
         super().after_step(step)
-        self.generator.mapping.follow(int(self.moves))
         if self.lengths:
             self.path_seen += 1
             decay = self.config.path_decay
             share = (1 - decay) / (1 - decay ** int(self.path_seen)) if decay < 1 else 1 / int(self.path_seen)
             self.path_length.lerp_(mean_over_processes(self.lengths), share)
             self.lengths = []
-
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        *,
-        labels: Tensor | Sequence[int] | None = None,
-        captions: list[str] | None = None,
-        source: Tensor | None = None,
-        mask: Tensor | None = None,
-        seeds: int | Sequence[int] = 0,
-        truncation: float = 1.0,
-        cutoff: int | None = None,
-        noise: NoiseMode = "random",
-    ) -> Tensor:
-        """n pictures in [-1, 1], (n, C, H, W) float32; picture k depends on seed k (and label k) alone.
-
-        truncation  psi: 1 for all variety, less for better pictures that differ less, 0 for the mean one
-        cutoff      so many layers, the coarsest, are truncated; None: all
-        noise       "random": of each picture's seed; "const": always the same; "none"
-
-        Raises `ConfigError` for a label out of range or another mode of noise.
-        """
-        random = PictureRandom(picture_seeds(n, seeds), self.device)
-        wanted = choose_labels(n, labels, self.config.classes, random)
-        w = self.map(self.draw(random), wanted)[:, None].expand(-1, self.styles, -1)
-        ws = self.generator.mapping.truncate(w, truncation, cutoff)
-        images = self.synthesise(ws, self.noise(random) if noise == "random" else noise)
-        return images.float().clamp(-1, 1)
 
 
 def path_lengths(images: Tensor, w: Tensor, y: Tensor, differentiable: bool = True) -> Tensor:

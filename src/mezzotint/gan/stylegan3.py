@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from ..core.batch import PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import choose_labels
 from ..nn.motion import rigid
 from ..nn.resampling import blur
 from .filters import FilteredLeakyReLU, Resampling, lowpass, radial_lowpass
 from .layers import EqualConv2d, Equalised, EqualLinear, MappingNetwork
-from .model import GAN, GANConfig
+from .model import GANConfig
 from .networks import Verdict
 from .penalties import PenaltyConfig, ZeroCentred
+from .styled import StyledGAN
 from .stylegan2 import StyleDiscriminator, StyleGAN2Config, StyleGAN2Networks, modulated
 from .waves import Waves
 
@@ -306,7 +306,7 @@ class AliasFreeGenerator(nn.Module):
         return images
 
 
-class StyleGAN3(GAN):
+class StyleGAN3(StyledGAN):
     """A GAN whose pictures move with what moves them: translations (T), and rotations as well (R).
 
     Its discriminator is that of StyleGAN 2. There is no noise, no mixing of styles and no penalty on path lengths.
@@ -331,16 +331,6 @@ class StyleGAN3(GAN):
                 c.image_size, c.channels, c.classes, network=c.network.critic(), conditioning=c.conditioning
             )
         )
-
-    @property
-    def styles(self) -> int:
-        """How many vectors w a picture is made of."""
-        return self.generator.synthesis.styles
-
-    def map(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """w, (B, width), of z, (B, latent), and labels, (B,)."""
-        w: Tensor = self.generator.mapping(z, labels)
-        return w
 
     def synthesise(self, w: Tensor, transform: Tensor | None = None) -> Tensor:
         """Pictures (B, C, H, W), not clipped, of w, (B, width), or (B, styles, width) with a w for each layer.
@@ -372,7 +362,6 @@ class StyleGAN3(GAN):
     def after_step(self, step: int) -> None:
         """Move the mean of w, and the mean squares of the maps."""
         super().after_step(step)
-        self.generator.mapping.follow(int(self.moves))
         self.generator.synthesis.follow()
 
     @torch.no_grad()
@@ -418,9 +407,7 @@ class StyleGAN3(GAN):
     ) -> Tensor:
         """The same, moved by any matrix, and not held within [-1, 1], which would make new frequencies."""
         random = PictureRandom(picture_seeds(n, seeds), self.device)
-        wanted = choose_labels(n, labels, self.config.classes, random)
-        w = self.map(self.draw(random), wanted)[:, None].expand(-1, self.styles, -1)
-        ws = self.generator.mapping.truncate(w, truncation, cutoff)
+        ws = self.drawn_styles(n, labels, random, truncation, cutoff)
         return self.synthesise(ws, None if motion is None else motion.to(self.device)).float()
 
 
