@@ -90,7 +90,7 @@ ENTRIES = (
     Entry("score-sde-subvp", controls=GUIDED, evaluate=SLOWLY_JUDGED),
     Entry("noisy-classifier", evaluate="--data fashion", draws=False),
     Entry("adm", controls="--control classifier_guidance=1", evaluate=SLOWLY_JUDGED),
-    Entry("edm", controls=GUIDED, evaluate=SLOWLY_JUDGED),
+    Entry("edm", controls=f"{GUIDED} --solver ancestral --steps 40", evaluate=SLOWLY_JUDGED),
     Entry("dit", controls=GUIDED, evaluate=SLOWLY_JUDGED),
     Entry("progressive-distillation", evaluate=SLOWLY_JUDGED),
     Entry("consistency-distillation", controls="--steps 2", evaluate=SLOWLY_JUDGED),
