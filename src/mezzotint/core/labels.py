@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,13 @@ def refuse_source(source: object) -> None:
     """Raises `ConfigError` where a picture to begin from is given to a model that begins from noise."""
     if source is not None:
         raise ConfigError("this model begins from noise; leave source away")
+
+
+def refuse(**conditions: Any) -> None:
+    """Raises `ConfigError` where a condition is given that the model does not take."""
+    for name, given in conditions.items():
+        if given is not None:
+            raise ConfigError(f"this model does not take {name}; leave {name} away")
 
 
 def given_labels(n: int, labels: Tensor | Sequence[int], classes: int, device: torch.device) -> Tensor:

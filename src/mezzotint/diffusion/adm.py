@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ..core.batch import PictureSpec
 from ..core.errors import ConfigError
+from ..core.labels import refuse
 from ..core.model import Model
 from ..nn.unet import UNetConfig
 from .chain import ChainConfig, ChainModel
 from .classifier_guidance import NoisyClassifier, NoisyClassifierConfig, classifier_guided
 from .grids import Grid
 from .guidance import Guidance
-from .model import choose_solver, refuse
+from .model import choose_solver
 from .networks import small_unet
 from .predictions import Denoiser
 from .solvers import Callback, Solver

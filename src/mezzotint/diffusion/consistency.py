@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import choose_labels, labels_of
+from ..core.labels import choose_labels, labels_of, refuse
 from ..core.model import Losses, Model, evaluating
 from ..nn.dit import DiTConfig
 from ..nn.ncsnpp import NCSNppConfig
 from ..nn.unet import UNetConfig
-from .model import noisy, pseudo_huber, refuse
+from .model import noisy, pseudo_huber
 from .paths import EDM
 from .predictions import DATA_STD, Denoiser, rows, unit
 from .solvers import Callback, Noise

@@ -12,12 +12,12 @@ from torch import Tensor
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import choose_labels
+from ..core.labels import choose_labels, refuse
 from ..core.model import Losses, Model, evaluating
 from ..nn.fourier import TrajectoryUNet
 from ..nn.unet import UNetConfig
 from .grids import GRIDS
-from .model import choose, choose_solver, refuse
+from .model import choose, choose_solver
 from .pairs import PairPool, trajectory
 from .paths import Coefficients
 from .solvers import DETERMINISTIC

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import choose_labels, labels_of
+from ..core.labels import choose_labels, labels_of, refuse
 from ..core.model import Losses, Model, evaluating
 from ..nn.dit import DiTConfig
 from ..nn.ncsnpp import NCSNppConfig
 from ..nn.unet import UNetConfig
 from .grids import GRIDS, levels
-from .model import DenoisingModel, choose, choose_solver, noisy, refuse
+from .model import DenoisingModel, choose, choose_solver, noisy
 from .pairs import PairPool, trajectory
 from .paths import Path
 from .predictions import Denoiser, rows

@@ -14,7 +14,7 @@ from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.codes import slerp
 from ..core.config import Config
 from ..core.errors import ConfigError, suggest
-from ..core.labels import choose_labels, given_labels, labels_of
+from ..core.labels import choose_labels, given_labels, labels_of, refuse
 from ..core.model import Losses, Model, evaluating
 from ..nn.dit import DiTConfig
 from ..nn.ncsnpp import NCSNppConfig
@@ -357,10 +357,3 @@ def choose_solver(wanted: str | Solver, eta: float | None = None) -> Solver:
     if not 0 <= eta <= 1:
         raise ConfigError(f"eta lies between 0 (deterministic) and 1 (ancestral), not {eta}")
     return partial(ddim, eta=eta)
-
-
-def refuse(**conditions: Any) -> None:
-    """Raises `ConfigError` if a condition is given that the model does not take."""
-    for name, given in conditions.items():
-        if given is not None:
-            raise ConfigError(f"this model does not take {name}; leave {name} away")

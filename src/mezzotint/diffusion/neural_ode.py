@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
+from ..core.labels import refuse
 from ..core.likelihood import bits_per_dim, discrete_log_prob
 from ..core.model import Losses, Model, evaluating
 from .likelihood import Trace, rademacher
-from .model import refuse
 from .ode import dopri5, rk4
 
 Parts = tuple[Tensor, ...]

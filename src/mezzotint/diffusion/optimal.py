@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
+from ..core.labels import refuse
 from ..core.model import Losses, Model
-from .model import refuse
 
 HALVINGS = 10  # of a Newton step at the most
 SUFFICIENT = 1e-4  # share of the linear decrease that a step must bring

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.errors import ConfigError, DataError
+from ..core.labels import refuse
 from ..core.model import Losses, Model, evaluating
 from .grids import GRIDS, Grid
-from .model import Callback, DenoisingConfig, DenoisingModel, choose, choose_solver, refuse
+from .model import Callback, DenoisingConfig, DenoisingModel, choose, choose_solver
 from .solvers import SOLVERS, Solver
 from .stepping import no_noise
 from .teacher import Teacher, agree, begin_with, newest
