@@ -43,6 +43,23 @@ def test_virtual_batch_norm_uses_the_reference_batch_and_the_picture_itself(trut
     assert torch.allclose(alone[3], found[5], atol=1e-14)  # no picture sees another
 
 
+def test_the_reference_batch_is_of_the_prior(truth):
+    for prior, variance in (("normal", 1.0), ("uniform", 1 / 3)):
+        model = mz.create("improved-gan", image_size=8, latent=20, prior=prior, reference=500)
+        z = model.generator.network.reference
+        assert z.shape == (500, 20)
+        truth(
+            "improved-gan",
+            f"variance of a reference of a {prior} prior",
+            f"{variance:.3g}",
+            abs(z.var() - variance),
+            0.03,
+        )
+        assert prior == "normal" or z.abs().max() <= 1
+    again = mz.create("improved-gan", image_size=8, latent=20, prior=prior, reference=500)
+    assert torch.equal(again.generator.network.reference, z)
+
+
 def test_players_are_pulled_to_the_mean_of_all_that_they_were(truth):
     model = mz.create("improved-gan", historical=2.0, kernels=0, image_size=8)
     seen = [[p.detach().clone() for p in model.generator.parameters()]]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mezzotint.gan.losses import LOSSES, optimal_score, smoothed
+from mezzotint.gan.losses import LOSSES, optimal_score, smoothed, told_apart
 
 X = torch.linspace(-12, 14, 20_001, dtype=torch.float64)
 DX = X[1] - X[0]
@@ -99,3 +99,10 @@ def test_only_differences_matter_to_the_relativistic_loss():
     assert torch.allclose(
         LOSSES["relativistic"].discriminator(real, fake), LOSSES["relativistic"].generator(fake, real)
     )
+
+
+def test_what_is_told_apart_is_so_wherever_the_scores_lie():
+    real, fake = torch.tensor([2.0, 3.0, 4.0, -1.0]), torch.tensor([-2.0, -3.0, 1.5, -4.0])
+    for offset in (0.0, 100.0):
+        assert told_apart(real + offset, fake + offset) == 6 / 8  # the middle is 1/16
+    assert told_apart(real, real.flip(0)) == told_apart(torch.zeros(3), torch.zeros(3)) == 0.5

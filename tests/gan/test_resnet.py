@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -14,11 +15,13 @@ from mezzotint.gan.networks import spectrally_normalised
 from mezzotint.gan.resnet import (
     ConditionalNorm,
     DiscriminatorBlock,
+    GeneratorBlock,
     ResNetConfig,
     SelfAttention,
     orthogonality,
     truncated_normal,
 )
+from mezzotint.gan.systems import biggan_network, projection_network
 
 
 def test_the_largest_singular_value_of_a_normalised_weight_is_one(truth):
@@ -67,17 +70,107 @@ def test_a_norm_that_is_told_a_condition_scales_and_shifts_by_it(kind):
     assert torch.allclose(whole[:1], alone, atol=1e-5) == (kind == "group")
 
 
-def test_the_first_block_pools_before_its_shortcut_as_if_after():
-    block = DiscriminatorBlock(3, 5, down=True, first=True).double()
+@pytest.mark.parametrize("first", [True, False])
+def test_a_block_down_is_the_mean_of_both_ways(first, truth):
+    """Miyato et al. 2018, figure 8, where the shortcut is taken before pooling."""
+    block = DiscriminatorBlock(3, 5, down=True, first=first).double()
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    h = block.conv2(torch.relu(block.conv1(x)))
+    h = block.conv2(torch.relu(block.conv1(x if first else torch.relu(x))))
     expected = torch.nn.functional.avg_pool2d(block.shortcut(x) + h, 2)
-    assert torch.allclose(block(x), expected, atol=1e-12)
+    truth(
+        "projection-gan",
+        "block on the way down",
+        "shortcut, then mean",
+        (block(x) - expected).abs().max().detach(),
+        2e-15,
+    )
 
 
-def test_attention_begins_as_the_identity():
-    x = torch.randn(2, 16, 4, 4)
-    assert torch.equal(SelfAttention(16)(x), x)
+def test_a_block_that_keeps_its_shape_adds_to_what_it_is_given():
+    block, x = DiscriminatorBlock(3, 3, down=False), torch.randn(2, 3, 4, 4)
+    assert block.shortcut is None
+    assert torch.allclose(block(x), x + block.conv2(torch.relu(block.conv1(torch.relu(x)))))
+
+
+def test_a_block_up_is_the_sum_of_both_ways(truth):
+    """Miyato et al. 2018, figure 8, where the shortcut is taken of the larger map."""
+    block = GeneratorBlock(3, 5, 2, "group").double()
+    x, c = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64)
+    up = torch.nn.Upsample(scale_factor=2)
+    h = block.conv2(torch.relu(block.norm2(block.conv1(up(torch.relu(block.norm1(x, c)))), c)))
+    error = (block(x, c) - block.shortcut(up(x)) - h).abs().max().detach()
+    truth("projection-gan", "block on the way up", "doubled, then shortcut", error, 2e-15)
+
+
+def test_attention_begins_as_the_identity_and_is_its_formula(truth):
+    layer, x = SelfAttention(16).double(), torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    assert torch.equal(layer(x), x)
+    with torch.no_grad():
+        layer.gain.fill_(0.7)
+        pool = torch.nn.MaxPool2d(2)
+        q, k, v = layer.query(x), pool(layer.key(x)), pool(layer.value(x))
+        mixed = torch.zeros(2, 8, 4, 4, dtype=torch.float64)
+        for b, i, j in itertools.product(range(2), range(4), range(4)):
+            places = list(itertools.product(range(2), range(2)))
+            weights = torch.stack([q[b, :, i, j] @ k[b, :, m, n] for m, n in places]).softmax(0)
+            mixed[b, :, i, j] = sum(weight * v[b, :, m, n] for weight, (m, n) in zip(weights, places))
+        error = (layer(x) - x - 0.7 * layer.out(mixed)).abs().max()
+    truth("biggan", "self-attention", "a sum over places", error, 1e-14)
+
+
+def test_power_iteration_goes_on_in_training_and_rests_in_evaluation():
+    model = mz.create("projection-gan", image_size=8, classes=2)
+    part, x, labels = model.discriminator, torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    states = []
+    for training in (True, False):
+        part.train(training)
+        before = {name: value.clone() for name, value in part.named_buffers()}
+        part(x, labels)
+        states.append(all(torch.equal(before[name], value) for name, value in part.named_buffers()))
+    assert states == [False, True]
+    part.eval()
+    assert torch.equal(part(x, labels).score, part(x, labels).score)
+
+
+def test_the_weights_of_biggan_are_normalised_but_not_the_embedding_of_the_class():
+    model = mz.create("biggan", image_size=16, classes=3)
+    plain = {name for name, p in model.generator.named_parameters() if p.dim() > 1 and not name.endswith("original")}
+    assert plain == {"embedding.weight"}
+    assert all(p.dim() < 2 or name.endswith("original") for name, p in model.discriminator.named_parameters())
+
+
+def test_each_block_has_a_part_of_z_of_its_own():
+    model = mz.create("biggan", image_size=16, classes=2).eval()
+    generator, labels = model.generator, torch.tensor([1])
+    z = torch.randn(1, model.config.latent)
+    part = z.shape[1] // generator.parts
+    assert generator.parts == len(generator.blocks) + 1 >= 2
+    seen = []
+    for block in generator.blocks:
+        block.register_forward_hook(lambda _, x, y: seen.append((y, x[1])))
+    other = z.clone()
+    other[:, -part:] = torch.randn(1, part)  # of the last block
+    for code in (z, other):
+        generator(code, labels)
+    n = len(generator.blocks)
+    changed = [not torch.equal(seen[k][0], seen[n + k][0]) for k in range(n)]
+    assert changed == [False] * (n - 1) + [True]
+    assert torch.equal(seen[n - 1][1][:, -part:], z[:, -part:])  # beside the embedding that all blocks share
+    assert torch.equal(seen[0][1][:, :-part], generator.embedding(labels))
+
+
+def test_the_generator_alone_pays_for_weights_that_do_the_same():
+    batch = mz.Batch(torch.rand(2, 1, 8, 8), torch.tensor([0, 1]), seeds=[1, 2])
+    model = mz.create("biggan", image_size=8, classes=2, orthogonal=0.5).eval()
+    losses = model(batch, "generator")
+    assert torch.allclose(losses.parts["orthogonal"], 0.5 * orthogonality(model.generator))
+    assert "orthogonal" not in model(batch, "discriminator").parts
+
+
+def test_a_bias_of_the_score_is_kept_where_it_learns():
+    for choices, kept in (({}, True), ({"loss": "wasserstein"}, False), ({"loss": "wasserstein", "drift": 0.1}, True)):
+        model = mz.create("projection-gan", image_size=8, classes=2, **choices)
+        assert (model.discriminator.score.bias is not None) == kept
 
 
 def test_truncated_pictures_are_those_of_truncated_codes():
@@ -91,6 +184,8 @@ def test_truncated_pictures_are_those_of_truncated_codes():
     assert torch.equal(model.sample(2, labels=labels, seeds=5, truncation=0.5), expected)
     with pytest.raises(ConfigError, match="above 0"):
         model.sample(1, labels=labels[:1], truncation=0.0)
+    with pytest.raises(ConfigError, match="does not take mask"):
+        model.sample(1, mask=torch.ones(1, 1, 28, 28), truncation=0.5)
 
 
 def test_shapes_that_do_not_fit_are_refused():
@@ -100,6 +195,28 @@ def test_shapes_that_do_not_fit_are_refused():
         mz.create("biggan", classes=2, latent=7)
     with pytest.raises(ConfigError, match="blocks cannot halve"):
         ResNetConfig(critic_downs=9)
+
+
+@pytest.mark.parametrize(
+    ("size", "latent", "blocks"), [(32, 80, 3), (64, 100, 4), (128, 120, 5), (256, 140, 6), (512, 160, 7)]
+)
+def test_a_part_of_z_of_20_numbers_for_each_block_and_the_coarsest_map_of_4_pixels(size, latent, blocks):
+    """Brock et al. 2018, appendix B: z of 120, 140 and 160 numbers for 128, 256 and 512 pixels."""
+    network = biggan_network(size)
+    assert 20 * len(network.widths) == latent
+    assert network.coarsest(size) == 4
+    assert len(network.widths) - 1 == network.critic_downs == len(network.critic_widths) - 1 == blocks
+    assert network.widths[0] == 16 * 96
+    assert size < 64 or network.critic_widths[-1] == 16 * 96
+
+
+def test_the_projection_gan_has_published_networks_for_32_and_128_pixels():
+    """Miyato et al. 2018, tables 4 and 5."""
+    assert projection_network(32) == ResNetConfig((256,) * 4, (128,) * 4, critic_downs=2)
+    large = projection_network(128)
+    assert large.widths == (1024, 1024, 512, 256, 128, 64)
+    assert large.critic_widths == (64, 128, 256, 512, 1024, 1024)
+    assert (large.coarsest(128), large.critic_downs) == (4, 5)
 
 
 def test_biggan_for_128_pixels_has_the_published_size(truth):

@@ -57,8 +57,11 @@ class Model(nn.Module, ABC):
         """Who moves at this step, in order; each turn sees a fresh batch."""
         return ["model"]
 
+    def after_turn(self, player: str) -> None:
+        """Weight clipping; called each time that a player has moved."""
+
     def after_step(self, step: int) -> None:
-        """Codebook averages, weight clipping, growing, annealing; called when all turns are done."""
+        """Codebook averages, growing, annealing; called when all turns are done."""
 
     def likeness(self, images: Tensor) -> Tensor:
         """What its samples are to be like, of real pictures: these, unless it draws something else of them."""

@@ -12,9 +12,8 @@ from torch.nn import functional as F
 from ..core.batch import Batch, FewLabels, PictureRandom
 from ..core.errors import ConfigError, DataError
 from ..core.model import Losses
-from .losses import UNANCHORED
 from .model import GAN, GANConfig
-from .networks import Body, DCGANConfig, Generator, Verdict
+from .networks import Body, DCGANConfig, Generator, Verdict, begun
 
 
 class MinibatchDiscrimination(nn.Module):
@@ -108,15 +107,19 @@ class Crowded(nn.Module):
         Z(x) = sum_k exp l_k(x),   D(x) = Z(x) / (Z(x) + 1),   so that ln Z(x) is its score
 
     kernels  of the minibatch discrimination; 0: none
+    bias     of the head
+    std      of the first weights of the head; None: as torch has them
 
     Source: Salimans et al. 2016, sections 3.2 and 5, where l_{K+1} = 0.
     """
 
-    def __init__(self, body: Body, outputs: int, kernels: int, bias: bool = True) -> None:
+    def __init__(self, body: Body, outputs: int, kernels: int, bias: bool = True, std: float | None = None) -> None:
         super().__init__()
         self.body = body
         self.between = MinibatchDiscrimination(body.width, kernels) if kernels else nn.Identity()
         self.head = nn.Linear(body.width + kernels, outputs, bias)
+        if std is not None:
+            begun(self.head, std)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Verdict:
         """Of pictures (B, C, H, W); labels are not looked at."""
@@ -174,8 +177,8 @@ class ImprovedGAN(GAN):
             network = c.network.generator(inputs, c.channels, c.image_size)
             if not c.reference or c.network.norm != "batch":
                 return network
-            chosen = torch.Generator().manual_seed(inputs)  # a function of the architecture alone
-            reference = torch.randn(c.reference, inputs, generator=chosen, device="cpu")
+            with torch.device("cpu"):
+                reference = self.draw(PictureRandom(range(c.reference)))  # chosen once
             return Referred(virtually_normalised(network, c.reference), reference.to(torch.get_default_device()))
 
         return Generator(build, c.latent, 0)
@@ -184,7 +187,7 @@ class ImprovedGAN(GAN):
         """With minibatch discrimination."""
         c = self.config
         body = c.network.discriminator(c.channels, c.image_size)
-        return Crowded(body, self.heads, c.kernels, self.heads > 1 or c.loss not in UNANCHORED)
+        return Crowded(body, self.heads, c.kernels, self.heads > 1 or c.anchored, c.network.std)
 
     @property
     def batch_statistics(self) -> bool:  # type: ignore[override]
@@ -196,7 +199,7 @@ class ImprovedGAN(GAN):
         total, parts = super().forward(batch, player)
         if self.config.historical:
             pairs = zip(self.players()[player].parameters(), self._past(player))
-            past = self.config.historical * torch.stack([(p - q).square().sum() for p, q in pairs]).sum()
+            past = self.config.historical * torch.stack([(p - m).square().sum() for p, m in pairs]).sum()
             total, parts = total + past, {**parts, f"historical/{player}": past.detach()}
         return Losses(total, parts)
 

@@ -69,6 +69,16 @@ def smoothed(real: Tensor, smoothing: float) -> Tensor:
     return smoothing * real
 
 
+def told_apart(real: Tensor, fake: Tensor) -> Tensor:
+    """The share of real (B,) and generated pictures (B,) whose score lies on their side of the middle, ().
+
+    The middle is that of both means, because the scores of a critic have no zero, and those of least squares have
+    their middle elsewhere. A half: the discriminator cannot tell them apart.
+    """
+    middle = (real.mean() + fake.mean()) / 2
+    return ((real >= middle).float().mean() + (fake < middle).float().mean()) / 2
+
+
 def optimal_score(p: Tensor, q: Tensor) -> Tensor:
     """The logit of the optimal discriminator D = p / (p + q), of densities of any shape: ln p - ln q.
 

@@ -15,13 +15,13 @@ from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.codes import lerp, slerp
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import choose_labels, given_labels, labels_of
+from ..core.labels import choose_labels, given_labels, labels_of, refuse
 from ..core.model import Losses, Model, Watched, evaluating
 from .augment import AugmentConfig, NoAugmentation
 from .layers import MinibatchDeviation
-from .losses import LOSSES, UNANCHORED, smoothed
+from .losses import LOSSES, UNANCHORED, smoothed, told_apart
 from .networks import Conditioning, DCGANConfig, Discriminator, Generator, NetworkConfig, Verdict
-from .penalties import Clipping, NoPenalty, PenaltyConfig
+from .penalties import Clipping, GradientPenalty, NoPenalty, PenaltyConfig, Roth
 from .watch import watch
 
 
@@ -45,8 +45,7 @@ class GANConfig(Config):
     drift: float = 0.0  # weight of E[D(x)^2], which keeps a critic's scores near 0 (Karras et al. 2017, appendix A)
     label_smoothing: float = 0.0  # the target of real pictures is one less this (Salimans et al. 2016)
     noise: float = 0.0  # deviation of the noise on all pictures that the discriminator sees, at first
-    noise_steps: int = 0  # in which it falls to 0, in a line; 0: it stays
-    total_steps: int = 0  # over which the penalty of Roth et al. falls
+    annealing_steps: int = 0  # in which the noise falls to 0, in a line, and the penalty of Roth et al.; 0: they stay
 
     def __post_init__(self) -> None:
         if (self.conditioning == "none") != (self.classes == 0):
@@ -54,7 +53,7 @@ class GANConfig(Config):
                 f"conditioning={self.conditioning} does not go with {self.classes} classes: a discriminator is told"
                 " classes if and only if there are some; set conditioning, or classes=0"
             )
-        counts = (("latent", 1), ("critic_steps", 1), ("noise_steps", 0), ("total_steps", 0))
+        counts = (("latent", 1), ("critic_steps", 1), ("annealing_steps", 0))
         for name, least in (*counts, ("noise", 0.0), ("drift", 0.0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
@@ -62,14 +61,26 @@ class GANConfig(Config):
             raise ConfigError(f"labels are smoothed by a share below 0.5, not by {self.label_smoothing}")
         if self.label_smoothing and self.loss not in ("saturating", "non-saturating"):
             raise ConfigError(f"the loss {self.loss} has no labels to smooth; set label_smoothing=0")
+        if isinstance(self.penalty, Roth) and self.loss not in ("saturating", "non-saturating"):
+            raise ConfigError(f"the penalty of Roth et al. is of a logit, which the loss {self.loss} has not; set loss")
+        if isinstance(self.penalty, GradientPenalty) and getattr(self.network, "critic_norm", "none") == "batch":
+            raise ConfigError(
+                "each picture's slope is punished alone, but behind batch normalisation it is that of the batch; set"
+                " network.critic_norm=none"
+            )
+
+    @property
+    def anchored(self) -> bool:
+        """Whether it matters how large scores are, and not only by how much they differ."""
+        return self.loss not in UNANCHORED or self.drift > 0
 
 
 class GAN(Model):
     """A generator and a discriminator, who move in turns; see `losses.LOSSES` for what they want.
 
-    Logged of the discriminator: "score/real" and "score/fake", means of the scores, whose difference estimates W_1
-    where the loss is Wasserstein's; "right", the share of pictures that it tells apart (a half means that it cannot);
-    "penalty".
+    Logged of the discriminator: "score/real" and "score/fake", means of the scores; "distance", their difference, where
+    the loss is Wasserstein's: an estimate of W_1, times the largest slope that the critic may have; "right", the share
+    of pictures that it tells apart (a half means that it cannot); "penalty".
 
     Source: Goodfellow et al. 2014 (arXiv 1406.2661), algorithm 1; survey, section 3, eq. 32-36, Box 3 and Box 4.
     """
@@ -88,17 +99,15 @@ class GAN(Model):
     def build_generator(self) -> nn.Module:
         """What draws: (z, labels) -> pictures."""
         c = self.config
-        return Generator(
-            partial(c.network.generator, channels=c.channels, image_size=c.image_size), c.latent, c.classes
-        )
+        draw = partial(c.network.generator, channels=c.channels, image_size=c.image_size, classes=c.classes)
+        return Generator(draw, c.latent, c.classes)
 
     def build_discriminator(self) -> nn.Module:
         """What judges: (pictures, labels) -> `Verdict`."""
         c = self.config
-        spectral = isinstance(c.network, DCGANConfig) and c.network.spectral
-        look = partial(c.network.discriminator, image_size=c.image_size)
-        anchored = c.loss not in UNANCHORED or c.drift > 0
-        return Discriminator(look, c.channels, c.classes, c.conditioning, spectral, anchored)
+        beside = c.classes if c.conditioning == "concat" else 0
+        look = partial(c.network.discriminator, image_size=c.image_size, classes=beside)
+        return Discriminator(look, c.channels, c.classes, c.conditioning, c.network.spectral, c.anchored, c.network.std)
 
     @property
     def batch_statistics(self) -> bool:  # type: ignore[override]
@@ -114,10 +123,13 @@ class GAN(Model):
         """The discriminator moves first, `critic_steps` times."""
         return ["discriminator"] * self.config.critic_steps + ["generator"]
 
-    def after_step(self, step: int) -> None:
-        """Hold the critic's weights where they are clipped; adapt the augmentation; count the steps."""
-        if isinstance(self.config.penalty, Clipping):
+    def after_turn(self, player: str) -> None:
+        """Hold the critic's weights where they are clipped."""
+        if isinstance(self.config.penalty, Clipping) and player == "discriminator":
             self.config.penalty.clip(self.discriminator)
+
+    def after_step(self, step: int) -> None:
+        """Adapt the augmentation; count the steps."""
         if self.augment is not None:
             self.augment.adapt()
         self.moves += 1
@@ -126,9 +138,8 @@ class GAN(Model):
         """The loss of a player on as many generated pictures as the batch has real ones."""
         random = batch.random()
         labels = labels_of(batch, self.config.classes)
-        return self.generators(batch, labels, random) if player == "generator" else self.discriminators(
-            batch, labels, random
-        )  # fmt: skip
+        loss = self.generators if player == "generator" else self.discriminators
+        return loss(batch, labels, random)
 
     def generators(self, batch: Batch, labels: Tensor | None, random: PictureRandom) -> Losses:
         """What the generator minimises."""
@@ -160,8 +171,10 @@ class GAN(Model):
         parts = {
             "score/real": real_score.detach().mean(),
             "score/fake": fake_score.detach().mean(),
-            "right": ((real_score > 0).float() + (fake_score < 0).float()).mean() / 2,
+            "right": told_apart(real_score, fake_score),
         }
+        if c.loss == "wasserstein":
+            parts["distance"] = parts["score/real"] - parts["score/fake"]
         if self.augment is not None:
             self.augment.record(real_score)
             parts["augmentation/p"] = self.augment.p.clone()
@@ -177,7 +190,10 @@ class GAN(Model):
     def named(
         self, real: Verdict, fake: Verdict, batch: Batch, labels: Tensor | None
     ) -> tuple[str, Tensor] | None:  # fmt: skip
-        """What the discriminator loses by misnaming classes, where it names any: how it is logged, and the loss."""
+        """What the discriminator loses by misnaming classes, where it names any: how it is logged, and the loss.
+
+        Source: Odena et al. 2016, survey, eq. 44: it names those of generated pictures too.
+        """
         if real.classes is None or fake.classes is None or labels is None:
             return None
         return "class/discriminator", F.cross_entropy(real.classes, labels) + F.cross_entropy(fake.classes, labels)
@@ -185,12 +201,10 @@ class GAN(Model):
     def penalty(self, real: Tensor, fake: Tensor, labels: Tensor | None, random: PictureRandom) -> Tensor | None:
         """The penalty on the discriminator's slope, the mean over pictures; 0 at steps that are left out."""
         penalty = self.config.penalty
-        if isinstance(penalty, (NoPenalty, Clipping)):
-            return None
-        mix = random.uniform()
         if int(self.moves) % penalty.every:
             return torch.zeros((), device=real.device)
-        value = penalty(lambda x: self.slope_of(x, labels, random), real, fake, mix, self.progress())
+        critic = partial(self.slope_of, labels=labels, random=random)
+        value = penalty(critic, real, fake, random.uniform(), self.progress())
         return None if value is None else penalty.every * value.mean()
 
     def slope_of(self, x: Tensor, labels: Tensor | None, random: PictureRandom) -> Tensor:
@@ -205,8 +219,9 @@ class GAN(Model):
         return images
 
     def progress(self) -> Tensor:
-        """Share of the training that is done, as far as the config knows how long it lasts, ()."""
-        return (self.moves / max(self.config.total_steps, 1)).clamp(max=1.0)
+        """How far what is annealed has fallen, from 0 to 1, ()."""
+        steps = self.config.annealing_steps
+        return (self.moves / steps).clamp(max=1.0) if steps else torch.zeros((), device=self.moves.device)
 
     def judge(self, x: Tensor, labels: Tensor | None, random: PictureRandom) -> Verdict:
         """What the discriminator says of pictures, augmented and seen through noise where there is some."""
@@ -214,8 +229,7 @@ class GAN(Model):
         if self.augment is not None:
             x = self.augment(x, random)
         if c.noise:
-            left = (1 - self.moves / c.noise_steps).clamp(min=0.0) if c.noise_steps else 1.0
-            x = x + c.noise * left * random.normal(*x.shape[1:])
+            x = x + c.noise * (1 - self.progress()) * random.normal(*x.shape[1:])
         return self.verdict(x, labels)
 
     def verdict(self, x: Tensor, labels: Tensor | None) -> Verdict:
@@ -247,8 +261,9 @@ class GAN(Model):
     ) -> Tensor:
         """n pictures in [-1, 1], (n, C, H, W) float32; picture k depends on seed k (and label k) alone.
 
-        Raises `ConfigError` for a label out of range.
+        Raises `ConfigError` for a label out of range, or captions, a source or a mask, which say nothing to a GAN.
         """
+        refuse(captions=captions, source=source, mask=mask)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         wanted = choose_labels(n, labels, self.config.classes, random)
         return self.from_codes(self.draw(random), wanted)
@@ -279,11 +294,14 @@ class GAN(Model):
 
     @torch.no_grad()
     def watch(self, images: Tensor, labels: Tensor | None = None) -> Watched:
-        """The collapse watch over as many pictures, always of the same seeds; see `watch.watch`."""
-        wanted = labels if self.config.classes else None
+        """The collapse watch over as many pictures, always of the same seeds; see `watch.watch`.
+
+        The discriminator judges them as in training, augmented and through noise where there is some.
+        Raises `DataError` without labels if the model knows classes.
+        """
+        wanted = labels_of(Batch(images, labels), self.config.classes)
         fake = self.sample(len(images), labels=wanted)
+        random = PictureRandom(range(len(images)), self.device)
         with evaluating(self):
-            real_score, fake_score = (self.verdict(x, wanted).score for x in (images, fake))
-        middle = (real_score.mean() + fake_score.mean()) / 2  # a critic's scores have no zero
-        right = (real_score > middle).float().mean() + (fake_score < middle).float().mean()
-        return watch(images, fake, float(right) / 2)
+            real_score, fake_score = (self.judge(x, wanted, random).score for x in (images, fake))
+        return watch(images, fake, float(told_apart(real_score, fake_score)))

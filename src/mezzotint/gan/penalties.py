@@ -38,7 +38,7 @@ class NoPenalty(Config):
 
 @dataclass(frozen=True)
 class Clipping(Config):
-    """Every weight of the discriminator is held in [-bound, bound] after each of its steps.
+    """Every weight of the discriminator is held in [-bound, bound] each time that it has moved.
 
     Source: Arjovsky et al. 2017 (arXiv 1701.07875), algorithm 1. Raises `ConfigError` for a bound that is not above 0.
     """
@@ -73,7 +73,7 @@ class GradientPenalty(Config):
 
     weight: float = 10.0
     one_sided: bool = False
-    every: int = 1  # it is taken at each so many-th step of the discriminator, so many times as heavy
+    every: int = 1  # it is taken in one of so many steps of both players, so many times as heavy
     kind: Literal["gradient"] = "gradient"
 
     def __post_init__(self) -> None:

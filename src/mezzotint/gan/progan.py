@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import choose_labels
+from ..core.labels import choose_labels, refuse
 from ..core.model import Losses, Watched
 from ..nn.blocks import resized
 from ..nn.resampling import BOX
@@ -29,7 +29,6 @@ from .layers import (
     pixel_norm,
     scaled_leaky_relu,
 )
-from .losses import UNANCHORED
 from .model import GAN, GANConfig
 from .networks import Verdict
 from .penalties import GradientPenalty, PenaltyConfig
@@ -274,8 +273,7 @@ class GrowingDiscriminator(nn.Module):
         self.deviation = MinibatchDeviation(n.group) if n.group else None
         self.conv = EqualConv2d(last + (1 if n.group else 0), last, gain=GAIN)
         self.neurons = EqualLinear(last * sizes[0] ** 2, last, gain=GAIN)
-        anchored = config.loss not in UNANCHORED or config.drift > 0
-        self.score = EqualLinear(last, 1, bias=0.0 if anchored else None)
+        self.score = EqualLinear(last, 1, bias=0.0 if config.anchored else None)
         self.embedding = EqualLinear(K, last, bias=None, gain=math.sqrt(K)) if K else None  # of a one-hot
 
     def forward(self, x: Tensor, labels: Tensor | None = None, phase: Phase | None = None) -> Verdict:
@@ -411,6 +409,7 @@ class ProGAN(GrowingGAN):
 
         Raises `ConfigError` for one that has no pictures, or none yet.
         """
+        refuse(captions=captions, source=source, mask=mask)
         if resolution is None:
             return super().sample(n, labels=labels, seeds=seeds)
         c = self.config

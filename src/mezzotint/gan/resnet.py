@@ -6,21 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.batch import PictureRandom, picture_seeds
+from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import choose_labels
+from ..core.labels import choose_labels, refuse
 from ..core.model import Losses
 from ..nn.blocks import resized
-from .losses import UNANCHORED
 from .model import GAN, GANConfig
-from .networks import Body, Discriminator, spectrally_normalised
+from .networks import Body, spectrally_normalised
 
 
 class ConditionalNorm(nn.Module):
@@ -55,7 +54,12 @@ class ConditionalNorm(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-    """up(x) W + conv(relu(norm(conv(up(relu(norm(x)))))))."""
+    """up(x W) + conv(relu(norm(conv(up(relu(norm(x))))))).
+
+    The shortcut is taken before the resolution is doubled, which is the same for 1 x 1 weights, and less work.
+
+    Source: Miyato et al. 2018 (arXiv 1802.05957), appendix B.4.
+    """
 
     def __init__(self, before: int, after: int, condition: int, kind: Literal["batch", "group"]) -> None:
         super().__init__()
@@ -67,13 +71,17 @@ class GeneratorBlock(nn.Module):
         """(B, before, H, W) -> (B, after, 2H, 2W)."""
         h = self.conv1(resized(F.relu(self.norm1(x, c)), "up"))
         h = self.conv2(F.relu(self.norm2(h, c)))
-        return cast("Tensor", self.shortcut(resized(x, "up"))) + h
+        return resized(self.shortcut(x), "up") + h
 
 
 class DiscriminatorBlock(nn.Module):
-    """down(x W) + down(conv(relu(conv(relu(x))))); no shortcut weights where the width and the size stay.
+    """down(x) W + down(conv(relu(conv(relu(x))))); no shortcut weights where the width and the size stay.
+
+    The shortcut is taken after the resolution is halved, which is the same for 1 x 1 weights, and less work.
 
     first  the block sees the picture itself, and begins without relu
+
+    Source: Miyato et al. 2018 (arXiv 1802.05957), appendix B.4.
     """
 
     def __init__(self, before: int, after: int, down: bool, first: bool = False) -> None:
@@ -84,13 +92,10 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, before, H, W) -> (B, after, H', W')."""
-        h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
-        if self.first and self.down:  # a 1x1 convolution of the smaller map is the cheaper one, and the same
-            x = resized(x, "down")
-        x = x if self.shortcut is None else self.shortcut(x)
-        if not self.down:
-            return x + cast("Tensor", h)
-        return (x if self.first else resized(x, "down")) + resized(h, "down")
+        h: Tensor = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
+        if self.down:
+            x, h = resized(x, "down"), resized(h, "down")
+        return h + (x if self.shortcut is None else self.shortcut(x))
 
 
 class SelfAttention(nn.Module):
@@ -142,7 +147,8 @@ class ResNetConfig(Config):
     attention: int = 0  # both networks attend at this resolution; 0: nowhere
     kind: Literal["resnet"] = "resnet"
 
-    spectral: ClassVar[bool] = True  # of the discriminator
+    spectral: ClassVar[bool] = True  # the discriminator's weights are normalised, always
+    std: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         if len(self.widths) < 2 or not self.critic_widths or min(self.widths + self.critic_widths) < 1:
@@ -160,8 +166,8 @@ class ResNetConfig(Config):
             )
         return image_size // 2 ** (len(self.widths) - 1)
 
-    def discriminator(self, channels: int, image_size: int) -> Body:
-        """(B, C, H, W) -> features, all weights spectrally normalised."""
+    def discriminator(self, channels: int, image_size: int, classes: int = 0) -> Body:
+        """(B, C, H, W) -> features; channels that tell the class are channels as the others are."""
         self.coarsest(image_size)
         layers: list[nn.Module] = []
         size = image_size
@@ -202,8 +208,10 @@ class ResNetGenerator(nn.Module):
         self.norm = ConditionalNorm(config.widths[-1], 0, config.norm)
         self.last = nn.Conv2d(config.widths[-1], channels, 3, padding=1)
         _begun(self)
-        if config.spectral_generator:
-            spectrally_normalised(self)
+        if config.spectral_generator:  # but not the embedding: a class has a length of its own
+            for name, layer in self.named_children():
+                if name != "embedding":
+                    spectrally_normalised(layer)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """(B, latent), (B,) -> (B, C, H, W) in [-1, 1]."""
@@ -248,16 +256,7 @@ class ResNetGAN(GAN):
         c = self.config
         return ResNetGenerator(c.network, c.latent, c.classes, c.channels, c.image_size)
 
-    def build_discriminator(self) -> nn.Module:
-        """Residual, every weight spectrally normalised."""
-        c = self.config
-
-        def look(channels: int) -> Body:
-            return c.network.discriminator(channels, c.image_size)
-
-        return Discriminator(look, c.channels, c.classes, c.conditioning, True, c.loss not in UNANCHORED)
-
-    def generators(self, batch: Any, labels: Tensor | None, random: PictureRandom) -> Losses:
+    def generators(self, batch: Batch, labels: Tensor | None, random: PictureRandom) -> Losses:
         """See `GAN.generators`; with the orthogonal regularisation, which knows no picture."""
         total, parts = super().generators(batch, labels, random)
         if self.config.orthogonal:
@@ -283,6 +282,7 @@ class ResNetGAN(GAN):
 
         Raises `ConfigError` for a threshold that is not above 0, or a prior that is not normal.
         """
+        refuse(captions=captions, source=source, mask=mask)
         if truncation is None:
             return super().sample(n, labels=labels, seeds=seeds)
         if not truncation > 0 or self.config.prior != "normal":
@@ -304,20 +304,17 @@ def truncated_normal(u: Tensor, threshold: float) -> Tensor:
 def orthogonality(network: nn.Module) -> Tensor:
     """sum over all weights of |W W^T o (1 - I)|_F^2, W a row for each output, ().
 
-    Different outputs look at different things; their lengths are free. Source: Brock et al. 2018, eq. 3 (there W^T W
-    with a column for each output). Embeddings are left out, as there.
+    Different outputs look at different things; their lengths are free. W is a weight as it acts, divided by its largest
+    singular value where it is spectrally normalised. Embeddings are left out.
+    Source: Brock et al. 2018, eq. 3 (there W^T W with a column for each output).
     """
-    total: Tensor | None = None
+    sums = []
     for module in network.modules():
-        if not isinstance(module, (nn.Conv2d, nn.Linear)):
-            continue
-        rows = module.weight.flatten(1)
-        products = rows @ rows.T
-        off = products - torch.diag(products.diagonal())
-        total = off.square().sum() if total is None else total + off.square().sum()
-    if total is None:
-        raise ConfigError("this network has no weights to be orthogonal")
-    return total
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            rows = module.weight.flatten(1)
+            products = rows @ rows.T
+            sums.append((products - torch.diag(products.diagonal())).square().sum())
+    return torch.stack(sums).sum()
 
 
 def _begun(network: nn.Module) -> nn.Module:

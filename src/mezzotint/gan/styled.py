@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.batch import PictureRandom, picture_seeds
-from ..core.labels import choose_labels
+from ..core.labels import choose_labels, refuse
 from .model import GAN
 
 NoiseMode = Literal["random", "const", "none"]
@@ -80,6 +80,7 @@ class NoisyStyledGAN(StyledGAN):
 
         Raises `ConfigError` for a label out of range or another mode of noise.
         """
+        refuse(captions=captions, source=source, mask=mask)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         ws = self.drawn_styles(n, labels, random, truncation, cutoff)
         images: Tensor = self.synthesise(ws, self.noise(random) if noise == "random" else noise)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..core.batch import PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
+from ..core.labels import refuse
 from ..nn.motion import rigid
 from ..nn.resampling import blur
 from .filters import FilteredLeakyReLU, Resampling, lowpass, radial_lowpass
@@ -390,6 +391,7 @@ class StyleGAN3(StyledGAN):
 
         Raises `ConfigError` for a label out of range or a motion that cannot be undone.
         """
+        refuse(captions=captions, source=source, mask=mask)
         return self.moved(
             n, _motion(rotate, translate, transform), labels=labels, seeds=seeds, truncation=truncation, cutoff=cutoff
         ).clamp(-1, 1)

@@ -36,6 +36,12 @@ DCGAN_RECIPE = _recipe(2e-4, (0.5, 0.999), 128, ema_half_life=0)
 WGAN_GP_RECIPE = _recipe(1e-4, (0.0, 0.9), 64, ema_half_life=0)
 # Arjovsky et al. 2017, algorithm 1: RMSProp at 5e-5, which is Adam without its first moment
 WGAN_RECIPE = _recipe(5e-5, (0.0, 0.99), 64, ema_half_life=0)
+# The configuration that the authors of Goodfellow et al. 2014 published for MNIST: batches of 100, gradient descent at
+# 0.1 with momentum 0.5; there the rate falls in the course of the training, and momentum rises to 0.7
+NEURONS_RECIPE = Recipe(
+    batch_size=100, warmup=0, decay="constant", ema_half_life=0,
+    optimizers={"model": Optimizer("sgd", lr=0.1, betas=(0.5, 0.0), clip=None)},
+)  # fmt: skip
 
 
 def _one_stage(
@@ -46,19 +52,24 @@ def _one_stage(
     return (Stage("model", model, sizes, {"small": small, "paper": paper}),)
 
 
+def halvings(image_size: int, largest: int) -> int:
+    """How often a picture is halved until it has no more than so many pixels, or an odd number; at least once."""
+    times = 0
+    while image_size % 2 == 0 and image_size > largest:
+        times, image_size = times + 1, image_size // 2
+    return max(times, 1)
+
+
 def small_networks(data: PictureSpec, **choices: Any) -> DCGANConfig:
     """Convolutions down to a map of 7 or 8 pixels, or as far as the size can be halved; no normalisation."""
-    levels, size = 0, data.image_size
-    while size % 2 == 0 and size > 8:
-        levels, size = levels + 1, size // 2
     same: dict[str, Any] = {"norm": "none", "critic_norm": "none", "std": None}
-    return DCGANConfig(channels=32, levels=max(levels, 1), **{**same, **choices})
+    return DCGANConfig(channels=32, levels=halvings(data.image_size, 8), **{**same, **choices})
 
 
 def published_networks(data: PictureSpec, **choices: Any) -> DCGANConfig:
     """Radford et al. 2015, figure 1: from 4 x 4 x 1024 (at 64 pixels) to the picture."""
-    levels = max(1, data.image_size.bit_length() - 3) if data.image_size % 4 == 0 else 2
-    return DCGANConfig(channels=1024 // 2 ** (levels - 1) if levels < 5 else 64, levels=levels, **choices)
+    levels = halvings(data.image_size, 7)
+    return DCGANConfig(channels=max(1024 >> (levels - 1), 64), levels=levels, **choices)
 
 
 def _gan(data: PictureSpec, network: Any, **choices: Any) -> GANConfig:
@@ -83,9 +94,9 @@ gan = System(
     stages=_one_stage(GAN, {
         "small": lambda data: _gan(data, MLPConfig((256, 512))),
         "paper": lambda data: _gan(
-            data, MLPConfig((1200, 1200), dropout=0.5), latent=100, prior="uniform"
+            data, MLPConfig((1200, 1200), (240, 240), pieces=(5, 5), dropout=0.5), latent=100, prior="uniform"
         ),
-    }, _recipe(2e-4, (0.5, 0.999), 100, ema_half_life=0)),
+    }, NEURONS_RECIPE),
 )  # fmt: skip
 
 dcgan = System(
@@ -178,9 +189,9 @@ instance_noise = System(
         "it the two kinds of pictures hardly meet anywhere, so that they can be told apart without learning anything."
     ),
     stages=_one_stage(GAN, {
-        "small": lambda data: _gan(data, small_networks(data), noise=0.5, noise_steps=1_000),
+        "small": lambda data: _gan(data, small_networks(data), noise=0.5, annealing_steps=300),
         "paper": lambda data: _gan(
-            data, published_networks(data), latent=100, noise=0.1, noise_steps=100_000
+            data, published_networks(data), latent=100, noise=0.1, annealing_steps=100_000
         ),
     }),
 )  # fmt: skip
@@ -199,9 +210,9 @@ roth_gan = System(
         "where it is unsure. Nothing needs to be drawn, and the pictures stay sharp."
     ),
     stages=_one_stage(GAN, {
-        "small": lambda data: _gan(data, small_networks(data), penalty=Roth(gamma=0.5), total_steps=1_000),
+        "small": lambda data: _gan(data, small_networks(data), penalty=Roth(gamma=0.5), annealing_steps=300),
         "paper": lambda data: _gan(
-            data, published_networks(data), latent=100, penalty=Roth(gamma=2.0), total_steps=100_000
+            data, published_networks(data), latent=100, penalty=Roth(gamma=2.0), annealing_steps=100_000
         ),
     }),
 )  # fmt: skip
@@ -259,7 +270,8 @@ r1_gan = System(
     survey="section 3.1, eq. 39-41",
     summary=(
         "Where the pictures are right already, the discriminator should not push any more. So its slope at real "
-        "pictures costs something, and the two players come to rest instead of circling each other."
+        "pictures costs something, and the two players come to rest instead of circling each other. `paper` has the "
+        "networks of DCGAN, without normalisation, in place of residual ones."
     ),
     stages=_one_stage(GAN, {
         "small": lambda data: _gan(data, small_networks(data), penalty=ZeroCentred(gamma=1.0)),
@@ -286,10 +298,11 @@ cgan = System(
     needs=frozenset({"labels"}),
     stages=_one_stage(GAN, {
         "small": lambda data: _conditional(data, small_networks(data), "concat", penalty=ZeroCentred(gamma=1.0)),
-        "paper": lambda data: _conditional(
-            data, MLPConfig((200, 1000, 1200), dropout=0.5), "concat", latent=100, prior="uniform"
+        "paper": lambda data: _conditional(  # Mirza and Osindero 2014, section 4.1
+            data, MLPConfig((200, 1200), (240, 240), pieces=(5, 4), dropout=0.5, generator_dropout=0.5, apart=1000,
+                            critic_apart=50), "concat", latent=100, prior="uniform",
         ),
-    }, replace(DCGAN_RECIPE, batch_size=100)),
+    }, NEURONS_RECIPE),
 )  # fmt: skip
 
 ac_gan = System(
@@ -302,7 +315,7 @@ ac_gan = System(
     survey="section 3.2, eq. 43-45 and table I",
     summary=(
         "The discriminator is not told the class but names it, of real and of generated pictures, and the generator is "
-        "paid for pictures whose class is recognised."
+        "paid for pictures whose class is recognised. `paper` has the networks of DCGAN in place of its own."
     ),
     needs=frozenset({"labels"}),
     stages=_one_stage(GAN, {
@@ -324,10 +337,19 @@ def _resnet(data: PictureSpec, network: ResNetConfig, **choices: Any) -> ResNetG
 
 def small_resnet(data: PictureSpec, **choices: Any) -> ResNetConfig:
     """A block for each halving down to 7 or 8 pixels, or as far as the size can be halved."""
-    blocks = small_networks(data).levels
+    blocks = halvings(data.image_size, 8)
     return ResNetConfig(
         (64,) * (blocks + 1), (*(32 * 2**k for k in range(blocks)), 64), critic_downs=blocks, **choices
     )  # fmt: skip
+
+
+def projection_network(image_size: int) -> ResNetConfig:
+    """The networks of Miyato et al. 2018, appendix B.4: for CIFAR-10, or, from 64 pixels on, for ImageNet."""
+    if image_size < 64:
+        return ResNetConfig()
+    blocks = halvings(image_size, 7)
+    widths = tuple(64 * m for m in (1, 2, 4, 8, 16, 16)[: blocks + 1])
+    return ResNetConfig(widths[::-1], widths, critic_downs=blocks)
 
 
 projection_gan = System(
@@ -339,11 +361,11 @@ projection_gan = System(
     summary=(
         "The discriminator compares the class with what it sees in the picture, by an inner product, and nothing else "
         "of it is told. Its weights are normalised by their largest singular values, and the generator's normalisation "
-        "is told the class."
+        "is told the class. Without labels it is the unconditional SNGAN."
     ),
     stages=_one_stage(ResNetGAN, {
         "small": lambda data: _resnet(data, small_resnet(data, norm="group")),
-        "paper": lambda data: _resnet(data, ResNetConfig(), latent=128, critic_steps=5),
+        "paper": lambda data: _resnet(data, projection_network(data.image_size), latent=128, critic_steps=5),
     }, PROJECTION_RECIPE),
 )  # fmt: skip
 
@@ -358,13 +380,16 @@ BIGGAN_RECIPE = Recipe(
 
 
 def biggan_network(image_size: int, width: int = 96) -> ResNetConfig:
-    """The networks of Brock et al. 2018, appendix B, for 128 pixels; fewer blocks for smaller pictures."""
-    blocks = max(1, (image_size // 4).bit_length() - 1)
-    multipliers = (16, 16, 8, 4, 2, 1)[-(blocks + 1) :] if blocks < 5 else (16, 16, 8, 4, 2, 1)
-    seen = (1, 2, 4, 8, 16, 16)[: blocks + 1]
+    """The networks of Brock et al. 2018, appendix B, for 128, 256 and 512 pixels; fewer blocks for smaller pictures."""
+    blocks = halvings(image_size, 7)
+    drawing, seeing = {
+        6: ((16, 16, 8, 8, 4, 2, 1), (1, 2, 4, 8, 8, 16, 16)),
+        7: ((16, 16, 8, 8, 4, 2, 1, 1), (1, 1, 2, 4, 8, 8, 16, 16)),
+    }.get(blocks, ((16, 16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16)))
     return ResNetConfig(
-        tuple(width * m for m in multipliers), tuple(width * m for m in seen), critic_downs=blocks,
-        spectral_generator=True, shared=128, hierarchical=True, attention=64 if image_size >= 128 else 0,
+        tuple(width * m for m in drawing[: blocks + 1]), tuple(width * m for m in seeing[: blocks + 1]),
+        critic_downs=blocks, spectral_generator=True, shared=128, hierarchical=True,
+        attention=64 if image_size >= 128 else 0,
     )  # fmt: skip
 
 
@@ -385,7 +410,7 @@ biggan = System(
     stages=_one_stage(ResNetGAN, {
         "small": lambda data: _resnet(
             data, small_resnet(data, norm="group", spectral_generator=True, shared=32, hierarchical=True),
-            latent=20 * (small_networks(data).levels + 1), orthogonal=1e-4, critic_steps=2,
+            latent=20 * (halvings(data.image_size, 8) + 1), orthogonal=1e-4, critic_steps=2,
         ),
         "paper": lambda data: _resnet(
             data, biggan_network(data.image_size), latent=20 * len(biggan_network(data.image_size).widths),

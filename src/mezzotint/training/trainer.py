@@ -200,6 +200,7 @@ class Trainer:
             self._only_moves(player)
             parts = self._gradients(wrapped, player)
             norm = self._move(player, rate)
+            self.model.after_turn(player)
             logged |= {**parts, f"gradient_norm/{player}": norm}
             self.position.batches = self.loader.position
             self.position.pictures += self.recipe.batch_size
