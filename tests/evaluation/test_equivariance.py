@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_the_shared_band_is_the_integral_over_the_frequencies_that_both_squares_
 def test_without_a_rotation_the_shared_band_is_that_of_a_square(truth):
     d = torch.randn(50, 2, dtype=torch.float64)
     error = (shared_band(d, 90.0) - torch.sinc(d).prod(1)).abs().max()
-    truth("equivariance", "the filter of a rotation by 90 degrees", "sinc(x) sinc(y)", error, 1e-13)
+    truth("equivariance", "the filter of a rotation by 90 degrees", "sinc(x) sinc(y)", error, 2e-15)
 
 
 @pytest.mark.parametrize(("x", "y"), [(3, -2), (0, 5), (-4, 0)])
@@ -140,8 +141,40 @@ def test_a_frequency_that_an_upright_picture_cannot_hold_is_left_out():
     assert y[..., known].square().mean() > 0.4
 
 
+class Moving:
+    """Draws waves of each seed, and remembers of which classes it was asked for some."""
+
+    def __init__(self, classes=0):
+        self.config, self.asked = SimpleNamespace(classes=classes), {}
+
+    def moved(self, n, motion=None, *, labels=None, seeds=0):
+        assert n == len(seeds) == (len(seeds) if labels is None else len(labels))
+        self.asked |= zip(seeds, [None] * n if labels is None else labels.tolist())
+        return torch.cat([waves(seed)(motion) for seed in seeds])
+
+
+def test_all_three_numbers_of_a_model_say_how_they_were_measured():
+    model = Moving(classes=3)
+    found = equivariance(model, 5, batch_size=2, seed=7)
+    assert model.asked == {7: 0, 8: 1, 9: 2, 10: 0, 11: 1}
+    assert [found[name].value > 60 for name in ("eq_t", "eq_t_frac", "eq_r")] == [True] * 3
+    assert found["eq_r"].value == eq_r([lambda motion, k=k: torch.cat([waves(s)(motion) for s in k])
+                                        for k in ((7, 8), (9, 10), (11,))], 7)  # fmt: skip
+    same = {"n": 5, "moved alike": 2, "seed": 7, "peak": 2.0, "unit": "decibels", "classes": "k mod 3"}
+    for name, number in found.items():
+        assert number.name == name
+        assert same.items() < number.protocol.items()
+    assert len({number.protocol["motion"] for number in found.values()}) == 3
+    plain = Moving()
+    assert "classes" not in equivariance(plain, 1)["eq_t"].protocol
+    assert plain.asked == {0: None}
+
+
 def test_a_model_that_cannot_move_its_pictures_is_refused():
     with pytest.raises(ConfigError, match="cannot be told to move"):
         equivariance(object())
+    for sizes in ({"n": 0}, {"n": 4, "batch_size": 0}):
+        with pytest.raises(ConfigError, match="at least 1 at a time"):
+            equivariance(Moving(), **sizes)
     with pytest.raises(ConfigError, match="no pixel"):
         eq_t([])

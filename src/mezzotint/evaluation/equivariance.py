@@ -34,10 +34,16 @@ from torch.nn import functional as F
 
 from ..core.errors import ConfigError
 from ..nn.motion import rigid
+from .results import Number
 
 LOBES = 3  # a of the Lanczos windows: pixels on each side
 REACH = 1 / 8  # of the width: the largest translation
 PEAK = 2.0  # I, from -1 to 1
+MOTIONS = {  # of each number: what moves, and how the picture that stands still is moved beside it
+    "eq_t": ("whole pixels along both axes, up to 1/8 of the width", "by its pixels"),
+    "eq_t_frac": ("along both axes, up to 1/8 of the width", f"by a sinc in a Lanczos window of {LOBES} lobes"),
+    "eq_r": ("turned by any angle", f"by the ideal filter of the turn in a radial Lanczos window of {LOBES} lobes"),
+}
 
 Generator = Callable[[Tensor], Tensor]  # M, (3, 3) float64 -> pictures (B, C, H, W)
 Pair = tuple[Tensor, Tensor, Tensor]  # both sides (B, C, H, W), and where they are known, (H, W)
@@ -82,20 +88,20 @@ def eq_r(generators: Iterable[Generator], seed: int = 0) -> float:
     return _decibels(generators, pair, seed)
 
 
-def equivariance(
-    model: Moves, n: int = 1000, *, batch_size: int = 4, seed: int = 0, classes: int = 0
-) -> dict[str, float]:
-    """All three numbers of a model's n pictures, of which so many together are moved alike.
+def equivariance(model: Moves, n: int = 1000, *, batch_size: int = 4, seed: int = 0) -> dict[str, Number]:
+    """All three numbers of a model's n pictures, of which so many together are moved alike; papers take 50,000.
 
-    classes  of a model that has some; labels are then dealt in turn
-
-    Raises `ConfigError` for a model that cannot move its pictures.
+    Picture k has the seed `seed` + k, and, of a model that knows classes, class k mod their number.
+    Raises `ConfigError` for a model that cannot move its pictures, or less than one of them.
     """
     if not isinstance(model, Moves):
         raise ConfigError(
             f"{type(model).__name__} cannot be told to move its pictures, so that it has no equivariance; stylegan3-t"
             " and stylegan3-r can"
         )
+    if n < 1 or batch_size < 1:
+        raise ConfigError(f"equivariance is measured on pictures, at least 1 at a time, not {n} and {batch_size}")
+    classes: int = getattr(getattr(model, "config", None), "classes", 0)
 
     def generators() -> Iterator[Generator]:
         for first in range(0, n, batch_size):
@@ -105,10 +111,17 @@ def equivariance(
                 len(rows), motion, labels=labels, seeds=[seed + k for k in rows]
             )
 
-    return {
+    values = {
         "eq_t": eq_t(generators(), seed),
         "eq_t_frac": eq_t(generators(), seed, fractional=True),
         "eq_r": eq_r(generators(), seed),
+    }
+    same = {"n": n, "moved alike": min(batch_size, n), "seed": seed, "peak": PEAK, "unit": "decibels"}
+    same |= {"classes": f"k mod {classes}"} if classes else {}
+    meaning = "peak signal-to-noise ratio between a picture drawn moved and the picture moved"
+    return {
+        name: Number(name, value, "higher", meaning, {**same, **dict(zip(("motion", "reference"), MOTIONS[name]))})
+        for name, value in values.items()
     }
 
 

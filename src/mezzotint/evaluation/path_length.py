@@ -39,6 +39,7 @@ def perceptual_path_length(
     The papers' d is that of the VGG network of LPIPS, which is another number. Here d is the squared Euclidean
     distance of the features of `features`, and the number is called `ppl_` and their name: numbers compare only where
     these are the same. Pictures are not rounded to grey levels first, as all other metrics do: eps is far below a step.
+    They are not cropped, as the paper does with faces, and no pair is left out for being too long or too short.
 
     n         pairs; pair k has the seeds seed + 2k and seed + 2k + 1
     sampling  "full": t is uniform on [0, 1); "end": t = 0
@@ -47,8 +48,10 @@ def perceptual_path_length(
     The spread is the standard error over pairs. Source: Karras et al. 2018 (arXiv 1812.04948), section 4.1, eq. 2-3.
     Raises `ConfigError` for a model without codes (or styles, for w), and for settings that make no sense.
     """
-    if n < 2 or not 0 < epsilon < 1 or batch_size < 1:
+    if n < 2 or not 0 < epsilon < 1:
         raise ConfigError(f"a path length is of at least 2 pairs and a step between 0 and 1, not {n} and {epsilon}")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
     for name, value, known in (("space", space, ("z", "w")), ("sampling", sampling, ("full", "end"))):
         if value not in known:
             raise ConfigError(f"{name} is {' or '.join(known)}, not {value!r}")
@@ -74,7 +77,7 @@ def perceptual_path_length(
     found = torch.cat(lengths)
     protocol: dict[str, Any] = {
         "pairs": n, "space": space, "sampling": sampling, "epsilon": epsilon, "features": features.name,
-        "resize": features.resize, "distance": "squared Euclidean distance of features", "seed": seed,
+        "resize": features.resize, "crop": "none", "distance": "squared Euclidean distance of features", "seed": seed,
     }  # fmt: skip
     if features.weights:
         protocol["weights"] = features.weights

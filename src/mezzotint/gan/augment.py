@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from ..nn.resampling import fir, upsample
 from .layers import mean_over_processes
 
 Part = Literal["blit", "geometry", "colour", "filter", "noise", "cutout"]
+PARTS: tuple[Part, ...] = get_args(Part)
 BANDS = 4  # octaves of frequency that are amplified, the lowest first
 POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)  # what share of a picture's power is expected in each
 EDGE = 3  # pixels beyond the border in which the picture is as filtered, not folded
@@ -61,6 +62,8 @@ class AugmentationConfig(Config):
     kind: Literal["pipe"] = "pipe"
 
     def __post_init__(self) -> None:
+        if not self.parts or not set(self.parts) <= set(PARTS):
+            raise ConfigError(f"parts are at least one of {', '.join(PARTS)}, not {', '.join(self.parts) or 'none'}")
         if not 0 <= self.p <= self.most <= 1:
             raise ConfigError(f"p is a probability up to most, at most 1, not {self.p} of {self.most}")
         if self.target is not None and not -1 < self.target < 1:
@@ -365,7 +368,7 @@ def luma_flip(i: Tensor) -> Tensor:
 def hue(angle: Tensor) -> Tensor:
     """(B,), radians -> (B, 4, 4): a rotation about the axis of grey (Rodrigues)."""
     cross = torch.zeros(4, 4, device=angle.device, dtype=angle.dtype)
-    cross[:3, :3] = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    cross[:3, :3] = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]).to(cross) / math.sqrt(3)
     a = angle[:, None, None]
     return _identity(angle) + a.sin() * cross + (1 - a.cos()) * (cross @ cross)
 
