@@ -10,7 +10,7 @@ from mezzotint.core.batch import Batch, PictureRandom, PictureSpec
 from mezzotint.core.errors import ConfigError
 from mezzotint.core.model import Samples
 from mezzotint.gan.layers import mixed
-from mezzotint.gan.progan import Growing, Phase
+from mezzotint.gan.progan import Growing, Phase, ProGAN, ProGANConfig, ProGANNetworks
 from mezzotint.gan.stylegan import (
     StyledLayer,
     StyleGAN,
@@ -120,10 +120,10 @@ def test_mixed_pictures_have_the_styles_of_b_in_the_layers_named():
         made.mix(z_a, z_b, [6])
 
 
-def styled2():
+def styled2(**choices):
     torch.manual_seed(3)
     network = StyleGAN2Networks(channel_base=64, channel_max=8, width=6, mapping_layers=2, group=0)
-    return StyleGAN2(StyleGAN2Config(image_size=16, channels=1, latent=5, network=network))
+    return StyleGAN2(StyleGAN2Config(image_size=16, channels=1, latent=5, network=network, **choices))
 
 
 @pytest.mark.parametrize("make", [model, styled2])
@@ -139,6 +139,40 @@ def test_a_grid_of_mixed_styles_has_its_sources_at_the_border(make):
     assert torch.allclose(of_b[1:, 1:], grid[1:, :1].expand(-1, 3, -1, -1, -1), atol=1e-5)
     w = exchanged(made.map(a[2:]), made.map(b[:1]), range(2), made.styles)
     assert torch.allclose(grid[1, 3], made.synthesise(w)[0].clamp(-1, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [model, styled2])
+def test_a_grid_may_be_of_one_class_and_truncated(make):
+    made = make(classes=3, conditioning="projection")
+    for step in range(3):
+        made.generator.mapping.follow(step)
+    grid = style_mixing(made, [1, 2], [7], [0], label=2, truncation=0.5)
+    w = made.generator.mapping.truncate(made.map(made.codes([1, 2]), torch.tensor([2, 2])), 0.5)
+    assert torch.allclose(grid[0, 1:], made.synthesise(w).clamp(-1, 1), atol=1e-5)
+    assert not torch.allclose(grid, style_mixing(made, [1, 2], [7], [0], label=1, truncation=0.5), atol=1e-3)
+    with pytest.raises(ConfigError, match="0 to 2"):
+        style_mixing(made, [1, 2], [7], [0], label=3)
+    with pytest.raises(ConfigError, match="give the label"):
+        style_mixing(made, [1, 2], [7], [0])
+    with pytest.raises(ConfigError, match="at least one seed"):
+        style_mixing(made, [], [7], [0], label=2)
+
+
+def growing():
+    return ProGAN(ProGANConfig(16, latent=5, network=ProGANNetworks(64, 8)))
+
+
+@pytest.mark.parametrize("make", [model, styled2, growing])
+def test_on_the_way_from_one_code_to_another_directions_turn_evenly(make):
+    """However long they are: z is scaled first, and the angle after a share t of the way is t times the whole one."""
+    made = make()
+    a, b = torch.randn(2, 1, 5)
+    shares = torch.linspace(0, 1, 5)
+    way = made.between(9 * a, b, shares)
+    assert torch.allclose(way, made.between(a, b, shares), atol=1e-5)
+    unit = way / way.norm(dim=1, keepdim=True)
+    angles = torch.acos((unit @ unit[0]).clamp(-1, 1))
+    assert torch.allclose(angles, shares * angles[-1], atol=2e-3)
 
 
 def test_the_bands_of_styles_are_the_papers():

@@ -68,12 +68,9 @@ def test_demodulation_keeps_the_variance(truth):
     truth("stylegan2", "variance behind a demodulated convolution", "1", (y.var((0, 2, 3)) - 1).abs().max(), 0.08)
 
 
-@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize(("k", "resample"), [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("demodulate", [True, False])
-@pytest.mark.parametrize("resample", [True, False])
 def test_scaling_maps_is_modulating_weights(k, demodulate, resample, truth):
-    if resample and k == 1:
-        pytest.skip("no layer of this kind")
     x, weight, s = inputs(k)
     up = normalised((1, 3, 3, 1)).double() if resample else None
     a, b = modulated(x, weight, s, demodulate, up, 1.5), modulated_grouped(x, weight, s, demodulate, up, 1.5)
@@ -175,6 +172,31 @@ def test_the_penalties_are_taken_now_and_then_and_so_much_heavier():
     lazily = made(batch(), "discriminator").parts["penalty"]
     assert lazily > 0
     assert lazily == pytest.approx(2 * always(batch(), "discriminator").parts["penalty"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("player", ["generator", "discriminator"])
+def test_lazy_penalties_in_the_step_need_no_other_rates(player, truth):
+    """The paper takes k steps and one more for the penalty, with c lr and beta^c, c = k / (k + 1); we take k, with lr.
+
+    Of a constant gradient both move a weight equally far, and have forgotten equally much of the time before.
+    """
+    stage = find("stylegan2").stage("model")
+    config = stage.sizes["paper"](PictureSpec(1024, 3))
+    k = {"generator": config.path_every, "discriminator": config.penalty.every}[player]
+    assert k == {"generator": 8, "discriminator": 16}[player]
+    assert model().turns(0) == ["discriminator", "generator"]  # also where the penalties are taken
+
+    def moved(steps, lr, beta):
+        weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        adam = torch.optim.Adam([weight], lr, (0.0, beta))
+        for _ in range(steps):
+            weight.grad = torch.ones_like(weight)
+            adam.step()
+        return torch.cat([weight.detach(), adam.state[weight]["exp_avg_sq"]])
+
+    ours, c = stage.recipes["paper"].optimizer(player), k / (k + 1)
+    error = (moved(k, ours.lr, ours.betas[1]) - moved(k + 1, 0.002 * c, 0.99**c)).abs().max()
+    truth("stylegan2", f"{k} steps of Adam, a penalty in one", f"the paper's {k + 1} with corrected rates", error, 2e-15)
 
 
 @pytest.mark.parametrize("player", ["generator", "discriminator"])
@@ -285,6 +307,16 @@ def test_pictures_have_their_size(size, channels):
     assert made.sample(2).shape == (2, channels, size, size)
     assert made.discriminator(torch.randn(2, channels, size, size)).score.shape == (2,)
     assert isinstance(made, Samples)
+
+
+@pytest.mark.parametrize(
+    ("size", "base", "group", "gamma"), [(256, 2**14, 8, 1), (512, 2**15, 8, 0.5), (1024, 2**15, 4, 2)]
+)
+def test_adaptive_augmentation_goes_with_its_published_settings(size, base, group, gamma):
+    """As the authors' program has them for these resolutions."""
+    config = find("stylegan2-ada").stage("model").sizes["paper"](PictureSpec(size, 3))
+    assert (config.network.channel_base, config.network.group, config.penalty.gamma) == (base, group, gamma)
+    assert config.augmentation == AugmentationConfig(("blit", "geometry", "colour"), 0.0, 0.6, 500_000, 4)
 
 
 def test_the_published_numbers_of_parameters(truth):

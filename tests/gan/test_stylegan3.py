@@ -8,12 +8,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mezzotint.core.batch import Batch, PictureSpec
+from mezzotint.core.batch import Batch, PictureRandom, PictureSpec
 from mezzotint.core.errors import ConfigError
 from mezzotint.core.model import Samples
 from mezzotint.evaluation.equivariance import Moves, eq_r, eq_t, equivariance
+from mezzotint.gan.augment import AugmentationConfig
 from mezzotint.gan.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Networks
 from mezzotint.gan.stylegan3 import AliasFreeSynthesis, FourierInput, StyleGAN3, StyleGAN3Config, StyleGAN3Networks
+from mezzotint.gan.waves import Waves
 from mezzotint.nn.motion import rigid
 from mezzotint.systems import find
 
@@ -48,14 +50,40 @@ def numbers(part):
     return sum(p.numel() for p in part.parameters())
 
 
-def test_the_published_number_of_parameters_of_config_t(truth):
-    """22.3 million at 1024 pixels (Karras et al. 2021, table of section 4)."""
+def paper(name, size):
+    return find(name).stage("model").sizes["paper"](PictureSpec(size, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "millions"), [("stylegan3-t", 1024, 22.3), ("stylegan3-t", 256, 23.3), ("stylegan3-r", 256, 15.8)]
+)
+def test_the_published_numbers_of_parameters(name, size, millions, truth):
+    """Karras et al. 2021, text of section 4, and figure 5, G-CNN comparison, at 256 pixels with half of the channels.
+
+    At 1024 pixels config R has 15.1 million by figure 16, and not the 15.8 million of the text, which are those of 256.
+    """
     with torch.device("meta"):
-        made = StyleGAN3(find("stylegan3-t").stage("model").sizes["paper"](PictureSpec(1024, 3)))
-    error = abs(numbers(made.generator) / 1e6 - 22.3)
-    truth("stylegan3-t", "millions of parameters of the generator", "the published number", error, 0.05)
-    assert numbers(made.discriminator) == 29_012_513  # of StyleGAN 2
+        made = StyleGAN3(paper(name, size))
+    error = abs(numbers(made.generator) / 1e6 - millions)
+    truth(name, f"millions of parameters of the generator, {size} pixels", "the published number", error, 0.05)
     assert made.styles == 16
+    if size == 1024:
+        assert numbers(made.discriminator) == 29_012_513  # of StyleGAN 2
+
+
+def test_each_layer_of_config_r_has_four_ninths_of_the_weights_of_config_t():
+    """Section 3.2: twice the channels, and one weight in place of nine, "56% fewer trainable parameters"."""
+    with torch.device("meta"):
+        t, r = (AliasFreeSynthesis(network, 3, 1024, 1) for network in (T, R))
+    for ours, theirs in zip(t.layers, r.layers):
+        assert theirs.weight.numel() / ours.weight.numel() == pytest.approx(4 / 9, rel=0.02)  # channels are rounded
+
+
+@pytest.mark.parametrize(("size", "gamma"), [(1024, 32.8), (512, 8.2)])
+def test_the_weight_of_r1_is_the_published_one(size, gamma):
+    """Figure 16: of FFHQ, T and R, and AFHQv2, T."""
+    assert paper("stylegan3-t", size).penalty.gamma == pytest.approx(gamma, abs=0.05)
+    assert paper("stylegan3-r", size).penalty.gamma == pytest.approx(gamma, abs=0.05)
 
 
 def test_config_r_has_the_layers_that_the_authors_program_prints(truth):
@@ -117,6 +145,17 @@ def test_a_motion_that_w_chooses_is_that_which_the_user_chooses(truth):
     made.affine.bias.data.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
     both = made(w, rigid(30.0, (0.2, -0.1)) @ rigid(30.0, (0.2, -0.1)))
     assert torch.allclose(twice, both, atol=1e-6)
+
+
+def test_frequencies_are_spread_evenly_over_a_disc(truth):
+    """Of |f|^2 / f_c^2, uniform on [0, 1], the mean is 1/2 and the mean square 1/3; of cos^2 of the angle 1/2."""
+    made = Waves(20_000, 4, 4.0, 2.0)
+    share = made.frequencies.square().sum(1) / 4
+    along = made.frequencies[:, 0].square() / made.frequencies.square().sum(1)
+    assert share.max() <= 1
+    error = max(abs(share.mean() - 1 / 2), abs(share.square().mean() - 1 / 3), abs(along.mean() - 1 / 2))
+    truth("stylegan3", "moments of frequencies", "those of a disc", error, 0.006)  # of 20,000: 0.0025 each
+    assert abs(made(1).square().mean() - 0.5) < 0.01  # so have waves at any phase
 
 
 def test_waves_that_the_pixels_cannot_hold_are_left_out():
@@ -224,6 +263,24 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_halves(player, classes):
     whole = made(given, player).total
     halves = [made(given[rows], player).total for rows in (slice(0, 4), slice(4, 8))]
     assert torch.allclose(whole, sum(halves) / 2, rtol=1e-4)
+
+
+def test_pictures_are_blurred_and_then_augmented():
+    """Appendix F.2. A picture that is moved by whole pixels, its mirror image coming in, is blurred before that."""
+    pipe = AugmentationConfig(("blit",), p=1.0, target=None)
+    made, x = model(blur=1.0, blur_steps=10, augmentation=pipe), batch().images
+    expected = made.discriminator(made.augment(made.blurred(x), PictureRandom(range(8)))).score
+    other = made.discriminator(made.blurred(made.augment(x, PictureRandom(range(8))))).score
+    for score in (made.judge(x, None, PictureRandom(range(8))).score, made.slope_of(x, None, PictureRandom(range(8)))):
+        assert torch.allclose(score, expected, atol=1e-6)
+        assert not torch.allclose(score, other, atol=1e-4)
+
+
+def test_the_discriminator_may_see_the_minibatch():
+    made = model(network=network(group=4))
+    assert made.batch_statistics
+    assert not model().batch_statistics
+    assert torch.isfinite(made(batch(), "discriminator").total)
 
 
 def test_the_blur_fades():

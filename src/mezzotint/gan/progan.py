@@ -390,6 +390,10 @@ class ProGAN(GrowingGAN):
         """See `GrowingDiscriminator`."""
         return GrowingDiscriminator(self.config, BOX, self.config.network.fused)
 
+    def between(self, first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
+        """See `GAN.between`, of z scaled as the generator scales it, so that directions turn evenly."""
+        return super().between(pixel_norm(first), pixel_norm(last), shares)
+
     @torch.no_grad()
     def sample(
         self,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.batch import PictureRandom, picture_seeds
 from ..core.labels import choose_labels, refuse
+from .layers import pixel_norm
 from .model import GAN
 
 NoiseMode = Literal["random", "const", "none"]
@@ -31,6 +32,10 @@ class StyledGAN(GAN):
         """w, (B, width), of z, (B, latent), and labels, (B,)."""
         w: Tensor = self.generator.mapping(z, labels)
         return w
+
+    def between(self, first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
+        """See `GAN.between`, of z scaled as the mapping scales it, so that directions turn evenly."""
+        return super().between(pixel_norm(first), pixel_norm(last), shares)
 
     def after_step(self, step: int) -> None:
         """Move the mean of w."""

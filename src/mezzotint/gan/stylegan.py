@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..core.batch import PictureRandom
 from ..core.errors import ConfigError
+from ..core.labels import given_labels
 from ..nn.blocks import resized
 from ..nn.resampling import SMOOTH
 from .layers import EPSILON, EqualConv2d, EqualLinear, MappingNetwork, mixed, noise_maps, scaled_leaky_relu
@@ -248,6 +249,10 @@ class Mixes(Protocol):
     generator: Any
 
     @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+
+    @property
     def styles(self) -> int:
         """How many vectors w a picture is made of."""
 
@@ -280,10 +285,15 @@ def style_mixing(
 
     Gives (rows + 1, columns + 1, C, H, W) in [-1, 1], white in the corner.
     Source: Karras et al. 2018 (arXiv 1812.04948), figure 3; survey, figure 22.
+    Raises `ConfigError` without seeds, and for a label that the model does not know, or none where it knows some.
     """
-    told = None if label is None else torch.tensor(label, device=model.generator.mapping.average.device)
-    w = model.map(model.codes([*columns, *rows]), None if told is None else told.expand(len(columns) + len(rows)))
-    w = model.generator.mapping.truncate(w, truncation)
+    if not (columns and rows):
+        raise ConfigError("styles are mixed of at least one seed for the columns and one for the rows; name some")
+    mapping, seeds = model.generator.mapping, [*columns, *rows]
+    if label is None and mapping.classes:
+        raise ConfigError("this model draws each picture of a class; give the label of one")
+    told = None if label is None else given_labels(len(seeds), [label] * len(seeds), mapping.classes, model.device)
+    w = mapping.truncate(model.map(model.codes(seeds), told), truncation)
     a, b = w.split([len(columns), len(rows)])
     pairs = exchanged(a.repeat(len(rows), 1), b.repeat_interleave(len(columns), 0), layers, model.styles)
     alone = w[:, None].expand(-1, model.styles, -1)

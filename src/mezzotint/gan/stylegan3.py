@@ -97,7 +97,7 @@ class StyleGAN3Networks(Config):
 
         with f_cN = s_N / 2 and f_tN = 2^0.3 f_cN; the last two layers have no margin.
 
-        Source: Karras et al. 2021 (arXiv 2106.12423), section 3.2, "Flexible layer specifications", and appendix C.
+        Source: Karras et al. 2021 (arXiv 2106.12423), section 3.2, "Flexible layer specifications", and eq. 35 and 36.
         Raises `ConfigError` for pictures that are too small for the first cutoff.
         """
         last_cutoff, free = image_size / 2, self.layers - self.critical
@@ -214,7 +214,7 @@ class FilteredLayer(Equalised):
 
 
 class PictureLayer(Equalised):
-    """A modulated 1x1 convolution without demodulation, and the bias; margins are cut off."""
+    """A modulated 1x1 convolution without demodulation, and the bias. Its maps have no margins any more."""
 
     def __init__(self, before: Band, after: Band, width: int) -> None:
         super().__init__((after.channels, before.channels, 1, 1), before.channels)

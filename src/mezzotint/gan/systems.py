@@ -502,11 +502,19 @@ def _small_stylegan2(data: PictureSpec, **choices: Any) -> StyleGAN2Config:
 
 # Karras et al. 2019 (1912.04958), appendix B: batches of 32, 25 million real pictures (and as many batches again for
 # the generator), an average of 10,000 pictures. There a penalty is a step of its own, so that k + 1 steps stand for k,
-# and rates and betas are corrected by k / (k + 1); here it is part of the step, and there is nothing to correct.
+# and rates and betas are corrected by c = k / (k + 1): c lr, beta^c. Here it is part of the step, so that k steps are
+# k, and rates and betas are those without lazy penalties: in k steps Adam goes as far, and forgets as much.
 STYLEGAN2_RECIPE = _recipe(2e-3, (0.0, 0.99), 32, ema_half_life=10_000, ema_ramp=0.0, pictures=50_000_000)
-# Karras et al. 2020 (2006.06676), appendix C, at 256 pixels: batches of 64
-ADA_RECIPE = _recipe(2.5e-3, (0.0, 0.99), 64, ema_half_life=20_000, pictures=50_000_000)
+# Karras et al. 2020 (2006.06676), appendix C, at 256 and 512 pixels: batches of 64; at 1024 pixels they are of 32, the
+# rate is 2e-3, and the average one of 10,000 pictures
+ADA_RECIPE = _recipe(2.5e-3, (0.0, 0.99), 64, ema_half_life=20_000, ema_ramp=0.0, pictures=50_000_000)
 SMALL_STYLES_RECIPE = _recipe(2.5e-3, (0.0, 0.99), 32)
+
+
+def published_base(data: PictureSpec) -> int:
+    """Channels times pixels of ADA and StyleGAN 3: up to 256 pixels half of those of StyleGAN 2."""
+    return 16384 if data.image_size <= 256 else 32768
+
 
 stylegan2 = System(
     name="stylegan2",
@@ -543,8 +551,9 @@ stylegan2_ada = System(
     stages=_one_stage(StyleGAN2, {
         "small": lambda data: _small_stylegan2(data, augmentation=AugmentationConfig(pictures=30_000, most=0.8)),
         "paper": lambda data: _stylegan2(
-            data, network=StyleGAN2Networks(channel_base=32768 if data.image_size > 256 else 16384, group=8),
-            penalty=ZeroCentred(gamma=1.0, every=16), augmentation=AugmentationConfig(),
+            data, network=StyleGAN2Networks(published_base(data), group=8 if data.image_size <= 512 else 4),
+            penalty=ZeroCentred(gamma={512: 0.5, 1024: 2.0}.get(data.image_size, 1.0), every=16),
+            augmentation=AugmentationConfig(),
         ),
     }, ADA_RECIPE, SMALL_STYLES_RECIPE),
 )  # fmt: skip
@@ -570,14 +579,26 @@ def _small_stylegan3(data: PictureSpec, **network: Any) -> StyleGAN3Config:
     )  # fmt: skip
 
 
-# Karras et al. 2021: batches of 32, 25 million real pictures (and as many batches again for the generator), the
-# generator learns a little faster
+# Karras et al. 2021, figure 16: batches of 32, 25 million real pictures (and as many batches again for the generator),
+# the generator learns a little faster. All of their pictures are mirrored at random, being as likely either way.
 STYLEGAN3_RECIPE = replace(
     STYLEGAN2_RECIPE, optimizers={
         "generator": Optimizer("adam", lr=2.5e-3, betas=(0.0, 0.99), clip=None),
         "discriminator": Optimizer("adam", lr=2e-3, betas=(0.0, 0.99), clip=None),
     },
 )  # fmt: skip
+
+
+def _published_stylegan3(data: PictureSpec, rotates: bool = False, **choices: Any) -> StyleGAN3Config:
+    """Karras et al. 2021, figure 16; R1 as in appendix F.2: 0.001 times pixels over pictures of a batch."""
+    base, times = published_base(data), 2 if rotates else 1
+    network = StyleGAN3Networks(
+        times * base, times * 512, kernel=1 if rotates else 3, radial=rotates, critic_base=base
+    )  # fmt: skip
+    gamma = 0.001 * data.image_size**2 / STYLEGAN3_RECIPE.batch_size
+    return _stylegan3(data, network, penalty=ZeroCentred(gamma=gamma, every=16), **choices)
+
+
 ALIAS_FREE = Paper(
     "Alias-Free Generative Adversarial Networks",
     "Karras, Aittala, Laine, Härkönen, Hellsten, Lehtinen, Aila", 2021, "2106.12423",
@@ -596,7 +617,7 @@ stylegan3_t = System(
     ),
     stages=_one_stage(StyleGAN3, {
         "small": lambda data: _small_stylegan3(data),
-        "paper": lambda data: _stylegan3(data, StyleGAN3Networks()),
+        "paper": lambda data: _published_stylegan3(data),
     }, STYLEGAN3_RECIPE, SMALL_STYLES_RECIPE),
 )  # fmt: skip
 
@@ -612,11 +633,9 @@ stylegan3_r = System(
     ),
     stages=_one_stage(StyleGAN3, {
         "small": lambda data: _small_stylegan3(
-            data, kernel=1, radial=True, channel_base=32 * data.image_size, channel_max=64
+            data, kernel=1, radial=True, channel_base=24 * data.image_size, channel_max=48
         ),
-        "paper": lambda data: _stylegan3(
-            data, StyleGAN3Networks(65536, 1024, kernel=1, radial=True), blur=10.0, blur_steps=6250
-        ),
+        "paper": lambda data: _published_stylegan3(data, rotates=True, blur=10.0, blur_steps=6250),
     }, STYLEGAN3_RECIPE, SMALL_STYLES_RECIPE),
 )  # fmt: skip
 
