@@ -96,6 +96,23 @@ def test_blitting_flips_then_turns_then_moves():
     assert torch.equal(y[..., 1:, :2], expected[..., :-1, 1:3].flip(3))  # what comes in is the mirror image
 
 
+def test_half_of_the_flips_and_turns_that_happen_are_seen():
+    """With p = 0.6, from where neighbours come: of two flips one is none, of four turns two swap rows and columns."""
+    n, B, p = 16, 3000, 0.6
+    place = torch.arange(float(n))
+    x = torch.stack([place.expand(n, n), place[:, None].expand(n, n)]).expand(B, -1, -1, -1)  # column, row
+    y = pipe(p, ("blit",), 3, n).blitted(x, numbers(B), p)
+    J = torch.stack([y[..., 8, 8] - y[..., 8, 7], y[..., 8, 8] - y[..., 7, 8]], 2)  # by x and by y, (B, 2, 2)
+    assert abs((torch.linalg.det(J) < 0).float().mean() - p / 2) < 0.03
+    assert abs((J[:, 0, 0] == 0).float().mean() - p / 2) < 0.03
+    still = (torch.eye(2) == J).all((1, 2))
+    assert abs(still.float().mean() - (1 - p / 2) * (1 - 3 / 4 * p)) < 0.03
+    moved = y[still][:, :, 8, 8] - 8  # up to an eighth, 2 pixels, of which 0 is as likely as 1
+    assert moved.abs().max() == 2
+    assert abs(moved.any(1).float().mean() - p * (1 - 1 / 16)) < 0.04
+    assert abs(moved[moved.any(1)].std() - math.sqrt((2 * 1 / 4 * 1 + 2 * 1 / 8 * 4) * 16 / 15)) < 0.06
+
+
 def test_blitting_changes_no_pixel():
     x = pictures(64, 1, 8)
     made = pipe(1.0, ("blit",), 1, 8)
@@ -168,6 +185,8 @@ def test_the_parts_of_the_geometry_are_right():
     logs = areas.log2() / 2
     assert abs(logs.mean()) < 0.02
     assert abs(logs.std() - 0.2) < 0.015
+    stretched = torch.linalg.svdvals(G[:, :2, :2]).log2()  # of the anisotropic scaling s and 1 / s
+    assert abs(((stretched[:, 0] - stretched[:, 1]) / 2).square().mean().sqrt() - 0.2) < 0.015
     moves = G[:, :2, 2] / 12
     assert abs(moves.std() - 0.125) < 0.006
     assert torch.equal(made.geometry(numbers(5), 0.0, 12), torch.eye(3).expand(5, 3, 3))
@@ -197,6 +216,26 @@ def test_each_colour_matrix_does_what_it_says(truth):
         ("hue by a third", hue(full(2 * math.pi / 3)), x[:, [2, 0, 1]]),
     ):
         truth("stylegan2-ada", name, "by hand", (recoloured(x, C) - expected).abs().max(), 2e-15)
+
+
+@pytest.mark.parametrize("p", [1.0, 0.4])
+def test_the_parts_of_the_colour_are_right(p):
+    """Of 4000 pictures, taken apart again: what happens to black, to grey and to two colours."""
+    C = pipe().colour(numbers(4000), p).double()
+    grey, colours = torch.ones(3).double(), torch.tensor([[1.0, -1, 0], [1, 1, -2]]).double()
+    gain, turned = (C[:, :3, :3] @ grey).mean(1), C[:, :3, :3] @ colours.t()  # (B, 3, 2)
+    contrasts, brightnesses = gain.abs(), C[:, :3, 3].mean(1) / gain
+    lengths = (turned / colours.norm(dim=1)).square().sum(1).mean(1).sqrt()
+    angles = torch.acos(((colours[0] @ turned[..., 0].t()) / 2 / lengths).clamp(-1, 1))  # |(1, -1, 0)|^2 = 2
+    found = {
+        "brightness": (brightnesses, 0.2), "contrast": (contrasts.log2(), 0.5),
+        "saturation": ((lengths / contrasts).log2(), 1.0), "hue": (angles, math.pi / math.sqrt(3)),
+    }  # fmt: skip
+    for name, (values, deviation) in found.items():
+        changed = values.abs() > 1e-5
+        assert abs(changed.double().mean() - p) < 0.025, name
+        assert abs(values[changed].square().mean().sqrt() / deviation - 1) < 0.05, name
+    assert abs((gain < 0).double().mean() - p / 2) < 0.025
 
 
 def test_hue_keeps_luma_and_saturation():

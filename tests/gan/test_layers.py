@@ -141,6 +141,20 @@ def test_the_tracked_mean_is_the_mean(truth):
     truth("stylegan", "tracked mean of w, in deviations", "mean of 20,000 codes", error, 4 / math.sqrt(64 * 19))
 
 
+def test_the_tracked_mean_is_the_weighted_mean_of_what_was_seen(truth):
+    """From the first step on, of which 64 codes are all there is; not drawn towards 0, where it begins."""
+    mapping, alone = MappingNetwork(8, 12, 2, decay=0.5), []
+    for step in (1, 2, 3):
+        single = MappingNetwork(8, 12, 2, decay=0.0)
+        single.load_state_dict(mapping.state_dict())
+        single.follow(step)
+        alone.append(single.average)
+        mapping.follow(step)
+    expected = (alone[0] + 2 * alone[1] + 4 * alone[2]) / 7
+    error = (mapping.average - expected).abs().max() / expected.abs().max()
+    truth("stylegan", "tracked mean of w after three steps, relative", "the weighted mean", error, 1e-6)
+
+
 def test_the_tracked_mean_is_a_function_of_the_step():
     mapping = MappingNetwork(8, 12, 2, classes=3)
     torch.manual_seed(3)

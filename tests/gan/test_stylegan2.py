@@ -196,7 +196,8 @@ def test_lazy_penalties_in_the_step_need_no_other_rates(player, truth):
 
     ours, c = stage.recipes["paper"].optimizer(player), k / (k + 1)
     error = (moved(k, ours.lr, ours.betas[1]) - moved(k + 1, 0.002 * c, 0.99**c)).abs().max()
-    truth("stylegan2", f"{k} steps of Adam, a penalty in one", f"the paper's {k + 1} with corrected rates", error, 2e-15)
+    what, against = f"{k} steps of Adam, a penalty in one", f"the paper's {k + 1} with corrected rates"
+    truth("stylegan2", what, against, error, 2e-15)
 
 
 @pytest.mark.parametrize("player", ["generator", "discriminator"])

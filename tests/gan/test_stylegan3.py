@@ -338,6 +338,7 @@ def test_what_cannot_be_is_refused():
     for choices, match in (
         ({"layers": 1}, "sample critically"), ({"kernel": 2}, "kernel"), ({"filter_size": 5}, "even"),
         ({"last_stopband": 1.0}, "stopband"), ({"margin": -1}, "margin"),
+        ({"mapping_lr": 0.0}, "mapping_lr"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=match):
             network(**choices)

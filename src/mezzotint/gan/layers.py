@@ -264,8 +264,10 @@ class MappingNetwork(nn.Module):
         psi     1: as they are; 0: the mean picture
         cutoff  of w of three dimensions: so many layers, the coarsest, are truncated; None: all
 
-        Source: Karras et al. 2018, appendix B.
+        Source: Karras et al. 2018, appendix B. Raises `ConfigError` for a cutoff below 0.
         """
+        if cutoff is not None and cutoff < 0:
+            raise ConfigError(f"cutoff is a number of layers, from 0 on, not {cutoff}")
         if psi == 1:
             return w
         truncated = torch.lerp(self.average.to(w.dtype).expand_as(w), w, psi)
@@ -277,14 +279,15 @@ class MappingNetwork(nn.Module):
     def follow(self, step: int, n: int = 64) -> None:
         """Move the tracked mean of w towards that of n fresh codes, which are a function of the step alone.
 
-        Called after each step. So all processes and a resumed run have the same mean, and no batch leaves a trace.
+        Called after each step, of which the first is number 1. So all processes and a resumed run have the same mean,
+        and no batch leaves a trace. It is not drawn towards 0, where it begins.
         """
         random = torch.Generator().manual_seed(fold(step, self.latent) & 0xFFFFFFFF)
         z = torch.randn(n, self.latent, generator=random)
         labels = torch.randint(self.classes, (n,), generator=random) if self.classes else None
         device = self.average.device
         w = self(z.to(device), None if labels is None else labels.to(device))
-        self.average.lerp_(w.float().mean(0), 1 - self.decay)
+        self.average.lerp_(w.float().mean(0), (1 - self.decay) / (1 - self.decay ** max(step, 1)))
 
 
 def noise_maps(noise: Tensor | Literal["const", "none"], constant: Tensor, sizes: Sequence[int]) -> list[Tensor | None]:

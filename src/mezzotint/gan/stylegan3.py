@@ -77,6 +77,8 @@ class StyleGAN3Networks(Config):
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ConfigError(f"{name} must be at least {smallest}, not {getattr(self, name)}")
+        if not self.mapping_lr > 0:
+            raise ConfigError(f"mapping_lr must be above 0, not {self.mapping_lr}")
         if self.layers <= self.critical:
             raise ConfigError(f"of {self.layers} layers {self.critical} sample critically; it must be fewer")
         if self.kernel not in (1, 3):
