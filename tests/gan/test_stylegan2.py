@@ -160,6 +160,17 @@ def test_the_mean_length_is_that_of_the_lengths_seen():
     assert made.path_length == pytest.approx(weighted.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("size", [256, 1024])
+def test_the_weight_of_path_lengths_is_the_published_one(size):
+    """gamma = ln 2 / (r^2 (ln r - ln 2)), of lengths that are summed over layers, of directions N(0, I)."""
+    c = find("stylegan2").stage("model").sizes["paper"](PictureSpec(size, 3))
+    layers = 2 * len(c.network.sizes(size))
+    published = math.log(2) / (size**2 * (math.log(size) - math.log(2)))
+    assert c.path_weight / size**2 / layers == pytest.approx(published)
+    with torch.device("meta"):
+        assert StyleGAN2(c).styles == layers
+
+
 def test_the_penalties_are_taken_now_and_then_and_so_much_heavier():
     made = model(penalty=ZeroCentred(gamma=4.0, every=2), path_every=2)
     made.after_step(0)
