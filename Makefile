@@ -41,7 +41,7 @@ reproductions: venv  ## tables and figures of the survey, measured small on the 
 	$(BIN)/python reproductions/make.py
 
 benchmarks: venv
-	for script in loader metrics diffusion vae; do $(BIN)/python benchmarks/$$script.py; done
+	for script in loader metrics diffusion vae gan; do $(BIN)/python benchmarks/$$script.py; done
 
 clean:
 	rm -rf .venv build dist demo src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

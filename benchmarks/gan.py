@@ -55,7 +55,8 @@ CONVOLUTIONS = (  # channels in and out, kernel, size of the map, whether it is 
     (128, 128, 3, 8, False),
     (128, 128, 3, 16, True),
     (64, 64, 3, 32, False),
-    (32, 32, 3, 64, False),
+    (64, 64, 3, 64, False),
+    (24, 24, 3, 64, False),
     (128, 1, 1, 32, False),
 )
 
@@ -391,11 +392,14 @@ def stylegans(repeats: int, wanted: Wanted) -> Iterator[Row]:
 
 
 def convolutions(repeats: int, wanted: Wanted) -> Iterator[Row]:
-    """What StyleGAN 2 does as it is configured at first, beside one grouped convolution: forward and gradient."""
+    """Scaling what goes in and comes out (ours) beside one grouped convolution (the peer's, and ours too if it is set).
+
+    With a gradient, and with what path lengths and their penalty take: the gradient of the squared gradient by s.
+    """
     for before, after, kernel, size, doubled in CONVOLUTIONS:
         name = f"modulated convolution {kernel}x{kernel}, {before} to {after} channels, {size} px"
         name += " doubled" if doubled else ""
-        if not wanted(name):
+        if not (wanted(f"{name}: gradient") or wanted(f"{name}: gradient twice")):
             continue
         x, s = torch.randn(BATCH, before, size, size), torch.rand(BATCH, before) + 0.5
         weight, taps = torch.randn(after, before, kernel, kernel), normalised(SMOOTH) if doubled else None
@@ -403,13 +407,20 @@ def convolutions(repeats: int, wanted: Wanted) -> Iterator[Row]:
         for each in (x, s, weight):
             each.requires_grad_()
 
-        def gradient(function: Callable[..., Tensor], x=x, s=s, weight=weight, taps=taps, demodulate=demodulate):
+        def once(function: Callable[..., Tensor], x=x, s=s, weight=weight, taps=taps, demodulate=demodulate):
             return torch.autograd.grad(function(x, weight, s, demodulate, taps).square().sum(), (x, weight, s))
 
-        for a, b in zip(gradient(modulated), gradient(modulated_grouped)):
-            agree("gradients", a, b)
-        sides = (lambda gradient=gradient, f=f: gradient(f) and None for f in (modulated, modulated_grouped))
-        yield timed(name, "grouped", *sides, BATCH, repeats, rounds=4)
+        def twice(function: Callable[..., Tensor], x=x, s=s, weight=weight, taps=taps, demodulate=demodulate):
+            y = function(x, weight, s, demodulate, taps)
+            (slope,) = torch.autograd.grad(y.square().sum(), s, create_graph=True)
+            return torch.autograd.grad(slope.square().sum(), (x, weight, s))
+
+        for kind, gradient in (("gradient", once), ("gradient twice", twice)):
+            for a, b in zip(gradient(modulated), gradient(modulated_grouped)):
+                agree("gradients", a, b)
+            sides = [lambda gradient=gradient, f=f: gradient(f) and None for f in (modulated, modulated_grouped)]
+            if wanted(f"{name}: {kind}"):
+                yield timed(f"{name}: {kind}", "grouped", *sides, BATCH, repeats, rounds=4)
 
 
 def timed(name: str, peer: str, ours: Step, theirs: Step, pictures: int, repeats: int, rounds: int = 1) -> Row:

@@ -37,6 +37,7 @@ HEADINGS = {
     "coverage": "coverage",
     "class_accuracy": "recognised",
     "bits_per_dim": "bits/dim",
+    "is_classifier": "Inception Score (classifier)",
 }
 
 
@@ -88,13 +89,15 @@ def classifier() -> Model:
     return mz.load(gallery_run("classifier"))
 
 
-def judged(model: Model, asked: Asked, likelihood: bool = False, **controls: Any) -> dict[str, float]:
-    """Every number of `METRICS` (and bits/dim) of one model with these controls of sampling."""
+def judged(
+    model: Model, asked: Asked, likelihood: bool = False, more: Sequence[str] = (), **controls: Any
+) -> dict[str, float]:
+    """Every number of `METRICS` (bits/dim, and what else is named) of one model with these controls of sampling."""
     n = asked.likelihood_n if likelihood else 0
     found = evaluate(model, pictures("test"), n=asked.n, classifier=classifier(), controls=controls, likelihood_n=n)
     values = {number.name: number.value for number in found.numbers}
     print(controls, {name: round(value, 3) for name, value in values.items()}, flush=True)
-    return {name: values[name] for name in (*METRICS, "bits_per_dim") if name in values}
+    return {name: values[name] for name in (*METRICS, "bits_per_dim", *more) if name in values}
 
 
 @dataclass(frozen=True)
