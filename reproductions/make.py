@@ -20,6 +20,7 @@ SCRIPTS = (
     "traversal",
     "coarse_to_fine",
     "mnist_nats",
+    "labels",
     "figure_15",
     "figure_16",
     "table_1",
