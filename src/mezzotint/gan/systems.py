@@ -29,7 +29,7 @@ def _recipe(lr: float, betas: tuple[float, float], batch_size: int = 64, **choic
     return Recipe(batch_size=batch_size, optimizers=optimizers, **{**same, **choices})
 
 
-SMALL_RECIPE = _recipe(4e-4, (0.5, 0.99))
+SMALL_RECIPE = _recipe(4e-4, (0.5, 0.99), 16)  # of few pictures, many steps: 1,250 of both players for 40,000
 # Radford et al. 2015, section 4: batches of 128, Adam at 2e-4 with beta_1 0.5, no average
 DCGAN_RECIPE = _recipe(2e-4, (0.5, 0.999), 128, ema_half_life=0)
 # Gulrajani et al. 2017, algorithm 1 and appendix: batches of 64, Adam at 1e-4 with beta 0 and 0.9
@@ -189,7 +189,7 @@ instance_noise = System(
         "it the two kinds of pictures hardly meet anywhere, so that they can be told apart without learning anything."
     ),
     stages=_one_stage(GAN, {
-        "small": lambda data: _gan(data, small_networks(data), noise=0.5, annealing_steps=300),
+        "small": lambda data: _gan(data, small_networks(data), noise=0.5, annealing_steps=1_000),
         "paper": lambda data: _gan(
             data, published_networks(data), latent=100, noise=0.1, annealing_steps=100_000
         ),
@@ -210,7 +210,7 @@ roth_gan = System(
         "where it is unsure. Nothing needs to be drawn, and the pictures stay sharp."
     ),
     stages=_one_stage(GAN, {
-        "small": lambda data: _gan(data, small_networks(data), penalty=Roth(gamma=0.5), annealing_steps=300),
+        "small": lambda data: _gan(data, small_networks(data), penalty=Roth(gamma=0.5), annealing_steps=1_000),
         "paper": lambda data: _gan(
             data, published_networks(data), latent=100, penalty=Roth(gamma=2.0), annealing_steps=100_000
         ),
@@ -234,7 +234,7 @@ wgan = System(
         "paper": lambda data: _gan(
             data, published_networks(data), latent=100, loss="wasserstein", penalty=Clipping(0.01), critic_steps=5
         ),
-    }, WGAN_RECIPE, _recipe(4e-4, (0.0, 0.9))),
+    }, WGAN_RECIPE, _recipe(4e-4, (0.0, 0.9), 16)),
 )  # fmt: skip
 
 wgan_gp = System(
@@ -257,7 +257,7 @@ wgan_gp = System(
             data, published_networks(data, critic_norm="none"), latent=128, loss="wasserstein",
             penalty=GradientPenalty(), critic_steps=5,
         ),
-    }, WGAN_GP_RECIPE, _recipe(5e-4, (0.0, 0.9))),
+    }, WGAN_GP_RECIPE, _recipe(5e-4, (0.0, 0.9), 16)),
 )  # fmt: skip
 
 r1_gan = System(
