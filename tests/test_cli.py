@@ -179,6 +179,33 @@ def test_draws_of_a_likelihood_are_numbers():
         cli._measured(model, ["samples=many"])
 
 
+def test_words_are_values_of_their_own_kind():
+    model = mz.create("stylegan2", image_size=16)
+    assert cli._controls(model, {}, ["noise=const", "cutoff=2"]) == {"noise": "const", "cutoff": 2}
+    with pytest.raises(ConfigError, match="--control noise=loud: input should be 'random', 'const' or 'none'"):
+        cli._controls(model, {}, ["noise=loud"])
+    assert cli._ways(["space=w", "epsilon=0.01", "label=3"]) == {"space": "w", "epsilon": 0.01, "label": 3}
+    assert cli._ways(None) == {}
+    with pytest.raises(ConfigError, match="--path-length space=v: input should be 'z' or 'w'"):
+        cli._ways(["space=v"])
+    with pytest.raises(ConfigError, match="no option 'spcae'; did you mean 'space'"):
+        cli._ways(["spcae=w"])
+
+
+def test_path_length_and_equivariance_are_numbers_beside_the_others(call, tmp_path):
+    mz.create("stylegan3-t", image_size=16).save(tmp_path / "waves")
+    mz.create("classifier", image_size=16, classes=2).save(tmp_path / "judge")
+    options = ("--data", "fashion", "--n", 4, "--features", f"classifier:{tmp_path / 'judge'}", "--out", tmp_path / "r")
+    asked = ("--path-length-n", 2, "--path-length", "space=w", "--equivariance-n", 2)
+    code, out, err = call("evaluate", tmp_path / "waves", *options, *asked, "--json")
+    assert code == 0, err
+    numbers = {number["name"]: number for number in json.loads(out)["numbers"]}
+    assert {"eq_t", "eq_t_frac", "eq_r", "ppl_classifier", "fd_classifier"} <= numbers.keys()
+    assert numbers["ppl_classifier"]["protocol"]["space"] == "w"
+    assert numbers["ppl_classifier"]["protocol"]["features"] == numbers["fd_classifier"]["protocol"]["features"]
+    assert numbers["eq_r"]["protocol"]["n"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -213,6 +240,9 @@ def test_draws_of_a_likelihood_are_numbers():
         (("evaluate", "FLOW", "--data", "fashion", "--source", "fashion/sneaker"), 2, "--source means nothing"),
         (("evaluate", "JUDGE", "--data", "fashion", "--likelihood", "samples=5"), 2, "knows no likelihood"),
         (("evaluate", "FLOW", "--data", "fashion", "--likelihood", "5"), 2, "--likelihood takes KEY=VALUE"),
+        (("evaluate", "FLOW", "--data", "fashion", "--equivariance-n", "2"), 2, "cannot be told to move"),
+        (("evaluate", "JUDGE", "--data", "fashion", "--path-length-n", "2"), 2, "of no code"),
+        (("evaluate", "GAN", "--data", "fashion", "--path-length", "space=w"), 2, "path_length_n, the number of"),
         (("sample", "JUDGE", "--out", "x.png"), 2, "does not draw"),
         (("sample", "FLOW", "--out", "x.png", "--label", "²"), 2, "no class is called"),
         (("sample", "runs/my clothes", "--out", "x.png"), 1, "runs/my clothes"),

@@ -299,6 +299,18 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="How it is measured, as samples=5000: draws of the code, for a VAE."),
     ] = None,
+    path_length_n: Annotated[
+        int,
+        typer.Option(min=0, help="Pairs of codes for the perceptual path length, over --features; 0: none."),
+    ] = 0,
+    path_length: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="How it is measured: space=w, sampling=end, epsilon=0.001, label=3."),
+    ] = None,
+    equivariance_n: Annotated[
+        int,
+        typer.Option(min=0, help="Pictures that are moved and turned for EQ-T and EQ-R (stylegan3-t, -r); 0: none."),
+    ] = 0,
     seed: Seed = 0,
     precision: PrecisionOption = Precision.auto,
     json: Json = False,
@@ -316,7 +328,7 @@ def evaluate(
     accelerator = _accelerator()
     model = _load(run, accelerator)
     controls = _controls(model, {"steps": steps, "solver": solver, "grid": grid, "guidance": guidance}, control)
-    measured = _measured(model, likelihood)
+    measured, ways = _measured(model, likelihood), _ways(path_length)
     spec = model.identity.data if model.identity else None
     if source is not None and spec is not None and not spec.source:
         raise ConfigError(f"{_name(model)} begins from no other pictures, so --source means nothing to it")
@@ -328,6 +340,7 @@ def evaluate(
         evaluation: Evaluation = judge(
             model, test, train=train_set, n=n, features=features, classifier=classifier, seeds=seed,
             controls=controls, run=run, shard=shard, progress=count, likelihood_n=likelihood_n, likelihood=measured,
+            path_length_n=path_length_n, path_length=ways, equivariance_n=equivariance_n,
         )  # fmt: skip
     if accelerator.is_main_process:
         folder = write_report(evaluation, out)
@@ -511,6 +524,24 @@ def _measured(model: Model, asked: list[str] | None) -> dict[str, Any]:
     return {name: _control(name, text, hints.get(name), "--likelihood") for name, text in texts.items()}
 
 
+def _ways(asked: list[str] | None) -> dict[str, Any]:
+    """How a path length is to be measured.
+
+    Raises `ConfigError` for an option that there is not, or a value that is not of its kind.
+    """
+    import typing
+
+    from .evaluation.evaluate import path_options
+    from .evaluation.path_length import perceptual_path_length
+
+    if not asked:
+        return {}
+    texts = _key_values(asked, "--path-length")
+    path_options(texts)
+    hints = typing.get_type_hints(perceptual_path_length)
+    return {name: _control(name, text, hints.get(name), "--path-length") for name, text in texts.items()}
+
+
 def _control(name: str, text: str, hint: Any, option: str = "--control") -> Any:
     """The value of a control that is written NAME=VALUE, of the kind that its annotation names."""
     import types
@@ -524,9 +555,11 @@ def _control(name: str, text: str, hint: Any, option: str = "--control") -> Any:
 
     alone = typing.get_origin(hint) not in (typing.Union, types.UnionType)
     parts = (hint,) if alone else typing.get_args(hint)
-    several = [part for part in parts if typing.get_origin(part) is not None]  # tuple[float, float]
-    kinds = several + [part for part in parts if part in (bool, int, float, str)]  # leaves None and functions out
-    value = parse(text, [] if several else "" if kinds == [str] else None)
+    words = [part for part in parts if typing.get_origin(part) is typing.Literal]
+    several = [part for part in parts if typing.get_origin(part) not in (None, typing.Literal)]  # tuple[float, float]
+    single = [part for part in parts if part in (bool, int, float, str)]  # leaves None and functions out
+    kinds = several + words + single
+    value = parse(text, [] if several else "" if words or single == [str] else None)
     if not kinds:
         return value
     try:

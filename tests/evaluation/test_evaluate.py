@@ -17,12 +17,14 @@ from PIL import Image
 from rich.console import Console
 
 import mezzotint as mz
-from mezzotint.core.batch import Batch, PictureSpec, picture_seeds
+from mezzotint.core.batch import Batch, PictureRandom, PictureSpec, picture_seeds
+from mezzotint.core.codes import lerp
 from mezzotint.core.errors import ConfigError, DataError
 from mezzotint.core.model import Losses, Model
 from mezzotint.core.system import Identity
 from mezzotint.data.grid import grid
 from mezzotint.evaluation.describing import thumbnails
+from mezzotint.evaluation.equivariance import equivariance
 from mezzotint.evaluation.evaluate import evaluate
 from mezzotint.evaluation.features import ModuleFeatures
 from mezzotint.evaluation.report import table, write_report
@@ -192,6 +194,100 @@ def test_every_number_carries_its_protocol(honest):
         assert "200 test pictures of stripes" in honest[name].protocol["reference"]
     assert honest["precision"].protocol["k"] == 5
     assert honest["is_classifier"].protocol["splits"] == 10
+    assert {"classifier", "resize", "reference", "classes"} <= honest["class_accuracy"].protocol.keys()
+
+
+def test_a_score_says_over_whose_classes_it_is(honest):
+    own = honest["is_classifier"].protocol
+    assert own["recognised by"] == "the 2 classes of classifier: not the published Inception Score"
+    assert "reference" not in own  # it is compared with nothing
+
+    class Standard(ModuleFeatures):
+        names = ("fid", "kid", "inception_score")
+
+        def embed(self, levels):
+            found = super().embed(levels)
+            return found._replace(logits=found.features[:, :3])
+
+    network = Standard(lambda images: images.flatten(1), "standard")
+    published = evaluate(Honest(), TEST, n=20, features=network)["inception_score"].protocol
+    assert published["recognised by"] == "the 3 classes of standard"
+
+
+PIXELS = ModuleFeatures(torch.nn.Identity(), "pixels")
+
+
+class Steered(Honest):
+    """Stripes of a strength that is the code; told to move, they stay where they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(classes=2)
+        self.formats = set()
+
+    def codes(self, seeds):
+        return 2 * PictureRandom(seeds).uniform(1) - 1
+
+    def from_codes(self, codes, labels=None):
+        self.formats.add(torch.is_autocast_enabled("cpu"))
+        return codes[..., None, None] * stripes(labels, [0] * len(codes)).sign()
+
+    def between(self, first, last, shares):
+        return lerp(first, last, shares)
+
+    def moved(self, n, motion=None, *, labels=None, seeds=0):
+        self.formats.add(torch.is_autocast_enabled("cpu"))
+        return stripes(labels, seeds)
+
+
+def test_a_path_length_is_measured_where_it_is_asked_for(truth):
+    """G(z) = z times a pattern of 64 pixels of 1 or -1: |dG/dt|^2 = 64 (z_2 - z_1)^2, in the features of all else."""
+    model = Steered()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = evaluate(
+            model, TEST, n=4, features=PIXELS, seeds=3, path_length_n=50, path_length={"epsilon": 0.01, "label": 1}
+        )
+    assert model.formats == {False}  # bf16 would round the step away
+    number = found.numbers[-1]
+    first, last = (model.codes(range(3 + end, 103, 2)).double() for end in (0, 1))
+    error = abs(number.value / float(64 * (last - first).square().mean()) - 1)
+    truth("evaluation", "path length of a linear generator, relative", "64 (z_2 - z_1)^2", error, 1e-5)
+    assert number.name == "ppl_pixels"
+    assert number.protocol["features"] == found["fd_pixels"].protocol["features"] == "pixels, 64-d"
+    same = {"pairs": 50, "space": "z", "sampling": "full", "epsilon": 0.01, "label": 1, "precision": "fp32", "seed": 3}
+    assert same.items() <= number.protocol.items()
+    assert "ppl_pixels" not in {number.name for number in evaluate(model, TEST, n=4, features=PIXELS).numbers}
+
+
+def test_equivariance_is_measured_where_it_is_asked_for():
+    model = Steered()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = evaluate(model, TEST, n=4, features=PIXELS, seeds=3, equivariance_n=6)
+    assert model.formats == {False}
+    direct = equivariance(model, 6, seed=3)
+    assert [number.name for number in found.numbers[-3:]] == ["eq_t", "eq_t_frac", "eq_r"]
+    for name, number in direct.items():
+        assert found[name].value == number.value < 20  # decibels: stripes that do not move with their picture
+        assert {**number.protocol, "precision": "fp32"} == found[name].protocol
+        assert {"n": 6, "unit": "decibels", "classes": "k mod 2"}.items() <= found[name].protocol.items()
+    assert "eq_t" not in {number.name for number in evaluate(model, TEST, n=4, features=PIXELS).numbers}
+
+
+def test_what_a_model_cannot_be_measured_by_is_refused_before_it_draws():
+    model = Honest()
+    for asked, words in (
+        ({"path_length_n": 4}, "Honest makes its pictures of no code"),
+        ({"equivariance_n": 4}, "Honest cannot be told to move"),
+        ({"path_length_n": 4, "path_length": {"spcae": "w"}}, "no option 'spcae'; did you mean 'space'"),
+        ({"path_length": {"space": "w"}}, "path_length_n, the number of its pairs"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            evaluate(model, TEST, n=4, features=PIXELS, **asked)
+    assert model.calls == []
+    with pytest.raises(ConfigError, match="Judge makes its pictures of no code"):
+        evaluate(Judge(), TEST, features=PIXELS, path_length_n=4)
+    with pytest.raises(ConfigError, match="no styles w"):
+        evaluate(Steered(), TEST, n=4, features=PIXELS, path_length_n=4, path_length={"space": "w"})
 
 
 SHARDED = """

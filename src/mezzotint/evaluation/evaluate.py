@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -19,9 +19,11 @@ from ..systems import find, load
 from .collapse import diagnose
 from .describing import THUMBNAIL, Described, Describer, spread_over, thumbnails
 from .distances import Estimate, accuracy, frechet_distance, inception_score, kernel_distance
+from .equivariance import Moves, equivariance
 from .features import INCEPTION_PLACE, ClassifierFeatures, FeatureNetwork, open_features
-from .likelihood import mean_bits_per_dim
+from .likelihood import checked_options, mean_bits_per_dim
 from .neighbours import memorisation, nearest, precision_recall_density_coverage
+from .path_length import perceptual_path_length
 from .precision import current_precision, full_precision
 from .results import Evaluation, Neighbours, Number, read_curves
 
@@ -78,6 +80,9 @@ def evaluate(
     progress: Callable[[int], object] = lambda done: None,
     likelihood_n: int | None = None,
     likelihood: Mapping[str, Any] | None = None,
+    path_length_n: int = 0,
+    path_length: Mapping[str, Any] | None = None,
+    equivariance_n: int = 0,
 ) -> Evaluation:
     """Judge `model` by what it can do.
 
@@ -100,22 +105,38 @@ def evaluate(
                 held-out pictures whose likelihood is measured; 0: none; None: n, or fewer where the model says that it
                 is slow (`Model.likelihood_n`)
     likelihood  how: options of the model's `log_prob` or `elbo`, such as terms
+    path_length_n
+                pairs of codes over which the perceptual path length is measured, in the same features as all else; 0:
+                not. `controls` play no part in it, nor in equivariance; every process measures all of both
+    path_length how: options of `perceptual_path_length`: space, sampling, epsilon, label
+    equivariance_n
+                pictures that are moved to measure EQ-T, EQ-T_frac and EQ-R; 0: not
 
-    Raises `ConfigError` if the model can do nothing that is judged, `DataError` if pictures, model and classifier do
-    not fit.
+    Raises `ConfigError` if the model can do nothing that is judged, or not what is asked for, `DataError` if pictures,
+    model and classifier do not fit.
     """
     _check(model, test, n)
     if likelihood_n is not None and likelihood_n < 0:
         raise ConfigError(f"a likelihood is measured on 0 pictures or more, not {likelihood_n}")
+    if path_length and not path_length_n:
+        raise ConfigError("how a path length is measured means nothing without path_length_n, the number of its pairs")
     model.eval()
     numbers: list[Number] = []
     drawn: dict[str, Any] = {}
     with torch.no_grad():
+        network, sampling = None, None
+        if isinstance(model, Samples) or path_length_n:
+            judge = _judge(classifier)
+            network = _network(features, judge)
         if isinstance(model, Samples):
             sampling = Sampling(model, test, n, seeds, dict(controls or {}))
-            judge = _judge(classifier)
             _check_classes(sampling, judge)
-            describe = Describer(_network(features, judge), judge, batch_size, shard)
+        # before pictures are drawn, for they refuse most models; but they are the last that is told
+        special = _equivariance(model, equivariance_n, seeds) if equivariance_n else []
+        if network and path_length_n:
+            special.append(_path_length(model, network, path_length_n, seeds, path_length or {}))
+        if network and sampling:
+            describe = Describer(network, judge, batch_size, shard)
             numbers, drawn = _judge_samples(sampling, train, describe, progress)
         measured = min(n, model.likelihood_n or n) if likelihood_n is None else likelihood_n
         if isinstance(model, (HasLogProb, HasELBO)) and measured:
@@ -124,6 +145,7 @@ def evaluate(
             numbers += _code(model, test, n, batch_size, seeds)
         if isinstance(model, Classifies):
             numbers.append(_test_accuracy(model, test, batch_size))
+    numbers += special
     if not numbers:
         raise ConfigError(
             f"{type(model).__name__} neither samples nor classifies nor has a likelihood to measure: nothing to judge"
@@ -199,25 +221,25 @@ def _judge_samples(
     fake = describe(sampling.n, sampling.draw, progress)
     real = _describe_real(sampling.model, test, sampling.n, describe)
     yardstick = _describe_real(sampling.model, train, sampling.n, describe) if train is not None else None
-    protocol = {
-        **sampling.protocol(),
-        "reference": f"{len(real.features)} {test.split} pictures of {test.name}",
-        "features": f"{network.name}, {real.features.shape[1]}-d" + (f", {network.weights}" if network.weights else ""),
-        "resize": network.resize,
-    }
+    described = {"features": _named(network, real.features.shape[1]), "resize": network.resize}
+    reference = {"reference": f"{len(real.features)} {test.split} pictures of {test.name}"}
     values = compare(real, fake, network)
     same = compare(real, yardstick, network) if yardstick is not None else {}
     numbers = [
-        _number(key, name, value, {**protocol, **more}, same[key][1].mean if key in same else None)
+        _number(
+            key, name, value,
+            {**sampling.protocol(), **({} if key == "score" else reference), **described, **more},
+            same[key][1].mean if key in same else None,
+        )
         for key, (name, value, more) in values.items()
-    ]
+    ]  # fmt: skip
     shown: dict[str, Any] = {"samples": fake.pictures}
     labels = sampling.labels(range(sampling.n))
     if labels is not None:
         shown["labels"] = [sampling.classes[k] for k in labels[: len(fake.pictures)]]
-        if fake.guesses is not None:
-            judge = describe.judge
-            more = {**sampling.protocol(), "classifier": (judge.weights or judge.name) if judge else ""}
+        if fake.guesses is not None and (judge := describe.judge):
+            more = {**sampling.protocol(), **reference, "classifier": judge.weights or judge.name}
+            more["resize"] = judge.resize
             right = Estimate(accuracy(fake.guesses, labels), 0.0)
             numbers.append(_number("class_accuracy", "class_accuracy", right, more, _recognised(test, real)))
     if train is not None:
@@ -254,8 +276,44 @@ def compare(
     answers |= {name: (name, Estimate(share, 0.0), {"k": k}) for name, share in shares.items()}
     if other.logits is not None:
         splits = min(SPLITS, len(other.logits))
-        answers["score"] = (network.score_name, inception_score(other.logits, splits), {"splits": splits})
+        score = {"splits": splits, "recognised by": _recogniser(network, other.logits.shape[1])}
+        answers["score"] = (network.score_name, inception_score(other.logits, splits), score)
     return answers
+
+
+def _recogniser(network: FeatureNetwork, classes: int) -> str:
+    """Whose classes a score is over: only one network's make it the Inception Score."""
+    whose = f"the {classes} classes of {network.name}"
+    return whose if network.score_name == "inception_score" else f"{whose}: not the published Inception Score"
+
+
+def _named(network: FeatureNetwork, dims: int) -> str:
+    return f"{network.name}, {dims}-d" + (f", {network.weights}" if network.weights else "")
+
+
+def path_options(asked: Iterable[str]) -> dict[str, Any]:
+    """How a path length can be measured, and how it is where nothing is said: see `perceptual_path_length`.
+
+    Raises `ConfigError` where something else is asked for.
+    """
+    told = ("model", "features", "n", "seed", "batch_size")
+    return checked_options(perceptual_path_length, asked, told, "a path length")
+
+
+def _path_length(model: Model, network: FeatureNetwork, n: int, seed: int, options: Mapping[str, Any]) -> Number:
+    """Never under autocast: a step along the path is far below one of bf16."""
+    path_options(options)
+    with full_precision(model.device):
+        found = perceptual_path_length(model, network, n=n, seed=seed, **options)
+    protocol = {name: value for name, value in found.protocol.items() if name != "weights"}
+    return replace(found, protocol={**protocol, "features": _named(network, network.dims), "precision": "fp32"})
+
+
+def _equivariance(model: Model, n: int, seed: int) -> list[Number]:
+    """Never under autocast: what is lost to rounding would be measured too."""
+    with full_precision(model.device):
+        found = equivariance(cast("Moves", model), n, seed=seed)
+    return [replace(number, protocol={**number.protocol, "precision": "fp32"}) for number in found.values()]
 
 
 def _memorisation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -92,14 +92,20 @@ def measure_of(model: HasLogProb | HasELBO) -> Callable[..., Tensor]:
     return model.log_prob if isinstance(model, HasLogProb) else model.elbo
 
 
-def checked_options(method: Callable[..., Tensor], asked: Iterable[str]) -> dict[str, Any]:
-    """The options of a likelihood by name, with what they are where nothing is said.
+def checked_options(
+    method: Callable[..., Any],
+    asked: Iterable[str],
+    told: Container[str] = ("images", "labels", "seeds"),
+    what: str = "the likelihood of this model",
+) -> dict[str, Any]:
+    """The options of a measure by name, with what they are where nothing is said.
+
+    told  what it is told anyway, which is no option
 
     Raises `ConfigError` where one is asked for that it does not have.
     """
-    told = {"images", "labels", "seeds"}
     options = {name: p.default for name, p in inspect.signature(method).parameters.items() if name not in told}
     for name in asked:
         if name not in options:
-            raise ConfigError(f"the likelihood of this model has no option {name!r}{suggest(name, options)}")
+            raise ConfigError(f"{what} has no option {name!r}{suggest(name, options)}")
     return options
