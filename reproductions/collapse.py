@@ -18,6 +18,7 @@ from mezzotint.core.model import Model
 from mezzotint.core.records import read_metrics
 from mezzotint.data import spread_over
 from mezzotint.evaluation.collapse import Collapse, diagnose
+from mezzotint.systems import find
 
 # Sees 7 + 4 x 3 = 19 rows up and columns to each side: nearly all of what was drawn before
 FAR = [
@@ -35,14 +36,14 @@ REMEDIES = {
         "objective.free_bits=0.5",
     ),
 }
-BATCH = 100  # of the recipe
 
 
 def runs(seen: int) -> dict[str, Path]:
     """What is compared; trained where it was not yet."""
     found = {"VAE": gallery_run("vae"), "near PixelCNN": gallery_run("pixelvae")}
+    batch = find("pixelvae").stages[0].recipes["small"].batch_size
     for k, (name, options) in enumerate(REMEDIES.items()):
-        options = [option.format(steps=seen // BATCH) for option in options]
+        options = [option.format(steps=seen // batch) for option in options]
         found[name] = trained(f"collapse-{k}", "pixelvae", *FAR, *options, pictures=seen)
     return found
 

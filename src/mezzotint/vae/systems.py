@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from ..autoregressive.pixelcnn import PixelCNNConfig
 from ..autoregressive.tokens import PixelCNNPriorConfig
@@ -48,11 +47,12 @@ from .vdvae import CIFAR10, IMAGENET32, IMAGENET64, VDVAE, VDVAEConfig, fitted
 from .vhp import VHPVAE, ConstraintConfig, VHPConfig
 from .vq_vae import VQVAE, VQVAEConfig, VQVAEPrior, VQVAEPriorConfig
 
-# A few minutes on two cores of a laptop
+# A few minutes on a core of a laptop. Small batches and a high rate: after so few minutes it is the number of steps
+# that counts
 SMALL_RECIPE = Recipe(
-    batch_size=100,
-    optimizers={"model": Optimizer("adam", lr=1e-3)},
-    warmup=5_000,
+    batch_size=32,
+    optimizers={"model": Optimizer("adam", lr=3e-3)},
+    warmup=2_000,
     ema_half_life=20_000,
 )
 
@@ -144,11 +144,6 @@ IAF_RECIPE = Recipe(
     warmup=10_000,
     ema_half_life=88_000,
 )
-
-# Small batches and a high rate: after so few minutes it is the number of steps that counts
-QUICK_RECIPE = replace(
-    SMALL_RECIPE, batch_size=32, optimizers={"model": Optimizer("adam", lr=3e-3)}, warmup=2_000
-)  # fmt: skip
 
 
 def _one_stage(
@@ -293,7 +288,7 @@ capacity_vae = System(
     ),
     stages=_one_stage(VAE, {
         "small": lambda data: VAEConfig(
-            data.image_size, data.channels, latent=16, objective=Capacity(gamma=30.0, most=25.0, steps=2_000)
+            data.image_size, data.channels, latent=16, objective=Capacity(gamma=30.0, most=25.0, steps=4_000)
         ),
         # As above: the schedule and the number of dimensions are the paper's
         "paper": lambda data: VAEConfig(
@@ -422,7 +417,7 @@ semi_supervised_vae = System(
             "paper": lambda data: StackedConfig(
                 len(data.classes), latent=50, network=MLPConfig((500,), "softplus")
             ),  # (300,) for 100 labels
-        }, {"small": replace(SMALL_RECIPE, optimizers={"model": Optimizer("adam", lr=3e-3)}), "paper": KINGMA_RECIPE}),
+        }, {"small": SMALL_RECIPE, "paper": KINGMA_RECIPE}),
     ),
     needs=frozenset({"labels"}),
 )  # fmt: skip
@@ -523,7 +518,7 @@ hierarchical_variational_model = System(
         "paper": lambda data: HierarchicalConfig(
             data.image_size, data.channels, 50, 50, MLPConfig((200,), "tanh"), 200, (200,), "tanh", BernoulliConfig()
         ),
-    }, small=QUICK_RECIPE),
+    }),
 )  # fmt: skip
 
 iaf_vae = System(
@@ -548,7 +543,7 @@ iaf_vae = System(
             data.image_size, data.channels, latent=32, width=160, depths=(10, 10), flow_layers=2, weight_norm=True,
             likelihood=LogisticsConfig(1), objective=ELBO(free_bits=0.25),
         ),
-    }, IAF_RECIPE, QUICK_RECIPE),
+    }, IAF_RECIPE),
 )  # fmt: skip
 
 ladder_vae = System(
@@ -570,7 +565,7 @@ ladder_vae = System(
             data.image_size, data.channels, (64, 32, 16, 8, 4), (512, 256, 128, 64, 64), MLPConfig((512,), "leaky"),
             "leaky", "layer", BernoulliConfig(), ELBO(warmup_steps=200 * 60_000 // 256),
         ),
-    }, LADDER_RECIPE, QUICK_RECIPE),
+    }, LADDER_RECIPE),
 )  # fmt: skip
 
 vhp_vae = System(
@@ -594,7 +589,7 @@ vhp_vae = System(
             data.image_size, data.channels, 32, 32, 16, MLPConfig((256, 256), "relu"), (256, 256), "relu",
             BernoulliConfig(), ConstraintConfig(most=0.08, begin=0.01),
         ),
-    }, small=QUICK_RECIPE),
+    }),
 )  # fmt: skip
 
 # Groups of codes from the coarsest to the finest map -----------------------------------------------------------------
