@@ -12,8 +12,7 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.likelihood import Pixels
 from ..core.model import HasLatents
-from ..data.loader import PIXELS, augmenting
-from .features import to_levels
+from .likelihood import as_shown
 from .precision import full_precision
 
 ACTIVE = 0.01  # Var_x(E[z | x]) above which a dimension is active (Burda et al. 2016, section 5.2)
@@ -76,7 +75,7 @@ def diagnose(
     kl = mean = scatter = torch.zeros((), dtype=torch.float64)
     for images in batches:
         seeds = list(range(seed + count, seed + count + len(images)))
-        shown = PIXELS[pixels](to_levels(images.cpu()), augmenting(seeds)).to(device)
+        shown = as_shown(images, pixels, seeds, device)
         with full_precision(device):
             found = model.latents(shown, **{"seeds": seeds} if seeded else {})
         means, nats = (part.flatten(1).cpu().double() for part in (found.means, found.kl))  # (B, D)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from ..core.config import Config
 from ..core.errors import ConfigError, DataError
 from ..core.likelihood import Pixels
 from ..core.model import Classifies, HasELBO, HasLatents, HasLogProb, Model, Samples
@@ -25,6 +26,7 @@ from .likelihood import checked_options, mean_bits_per_dim
 from .neighbours import memorisation, nearest, precision_recall_density_coverage
 from .path_length import perceptual_path_length
 from .precision import current_precision, full_precision
+from .restoration import Restores, restoration
 from .results import Evaluation, Neighbours, Number, read_curves
 
 if TYPE_CHECKING:
@@ -60,6 +62,11 @@ MEANINGS = {  # what each number asks, and where the answer should be
         "dimensions of the code whose mean depends on the picture: variance over pictures above 0.01",
     ),
     "kl": ("above 0", "nats that the code carries: divergence of the posterior from the prior; 0 is collapse"),
+    "restored_mse": (
+        "lower",
+        "squared error of a held-out picture that was corrupted and restored: mean over pixels, which are in [-1, 1]",
+    ),
+    "corrupted_mse": ("above restored_mse", "the same of the corrupted picture as it is: what there was to restore"),
     "accuracy": ("higher", "share of held-out pictures whose class is recognised"),
 }
 
@@ -90,7 +97,8 @@ def evaluate(
     k mod their number, whatever the batch size or number of processes. They are compared with held-out pictures
     (Fréchet and kernel distance, precision, recall, density, coverage, class recognition) and with training pictures
     (does it memorise?). A model with a likelihood or a bound gets bits per dimension (and nats, of binary pixels), one
-    with a code its active units and the nats in it, one that classifies its accuracy.
+    with a code its active units and the nats in it, one that restores corrupted pictures its squared error, one that
+    classifies its accuracy.
     Sampling runs in the precision of the context around this call, everything that is measured in float32.
 
     test        pictures that the model never saw
@@ -143,12 +151,15 @@ def evaluate(
             numbers += _likelihood(model, test, measured, batch_size, seeds, likelihood)
         if isinstance(model, HasLatents):
             numbers += _code(model, test, n, batch_size, seeds)
+        if isinstance(model, Restores):
+            numbers += _restoration(model, test, n, batch_size, seeds)
         if isinstance(model, Classifies):
             numbers.append(_test_accuracy(model, test, batch_size))
     numbers += special
     if not numbers:
         raise ConfigError(
-            f"{type(model).__name__} neither samples nor classifies nor has a likelihood to measure: nothing to judge"
+            f"{type(model).__name__} neither samples nor classifies nor restores nor has a likelihood to measure:"
+            " nothing to judge"
         )
     data = {"name": test.name, "split": test.split, "pictures": len(test), "image_size": test.spec.image_size}
     curves = read_curves(Path(run)) if run is not None else {}
@@ -380,6 +391,33 @@ def _code(model: Any, test: Pictures, n: int, batch_size: int, seed: int) -> lis
     }
     values = {"active_units": float(found.active_units), "kl": found.nats}
     return [_number(name, name, Estimate(value, 0.0), protocol) for name, value in values.items()]
+
+
+def _restoration(model: Any, test: Pictures, n: int, batch_size: int, seed: int) -> list[Number]:
+    """How much of what its corruption spoils does it find again?"""
+    pixels = _pixels(model)
+    found = restoration(model, _spread(test, n, batch_size), pixels=pixels, seed=seed, device=model.device)
+    corruption = getattr(getattr(model, "config", None), "corruption", None)
+    protocol = {
+        "n": found.pictures,
+        "reference": f"{test.split} pictures of {test.name}",
+        "pixels": pixels,
+        **({"corruption": _settings(corruption)} if isinstance(corruption, Config) else {}),
+        "seeds": f"{seed}...{seed + found.pictures - 1}",
+        "precision": "fp32",
+    }
+    values = {"restored_mse": found.restored, "corrupted_mse": found.corrupted}
+    return [
+        _number(name, name, Estimate(value, 0.0), {**protocol, "standard error": f"{error:.2g}"})
+        for (name, value), error in zip(values.items(), found.errors)
+    ]
+
+
+def _settings(config: Config) -> str:
+    """In words: masking, level 0.25."""
+    settings = config.to_dict()
+    kind = settings.pop("kind", type(config).__name__)
+    return ", ".join([kind, *(f"{name} {value}" for name, value in settings.items())])
 
 
 def _pixels(model: Any) -> Pixels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -72,7 +72,7 @@ def mean_bits_per_dim(
     for images in batches:
         dims = getattr(model, "dims", None) or images[0].numel()
         seeds = list(range(seed + pictures, seed + pictures + len(images)))
-        shown = PIXELS[pixels](to_levels(images.cpu()), augmenting(seeds)).to(device)
+        shown = as_shown(images, pixels, seeds, device)
         with full_precision(device):
             log_prob = method(shown, **{"seeds": seeds} if seeded else {}, **(controls or {})).cpu().double()
         if pixels == "dequantised":
@@ -85,6 +85,11 @@ def mean_bits_per_dim(
     bits = bits_per_dim(torch.cat(values), dims)
     error = float(bits.std() / pictures**0.5) if pictures > 1 else float("nan")
     return BitsPerDim(float(bits.mean()), not exact, pictures, error, pixels, used, dims)
+
+
+def as_shown(images: Tensor, pixels: Pixels, seeds: Sequence[int], device: torch.device) -> Tensor:
+    """What a model is shown of pictures (B, C, H, W) in [-1, 1], on its device: see `mean_bits_per_dim`."""
+    return PIXELS[pixels](to_levels(images.cpu()), augmenting(seeds)).to(device)
 
 
 def measure_of(model: HasLogProb | HasELBO) -> Callable[..., Tensor]:
