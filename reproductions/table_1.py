@@ -1,6 +1,6 @@
 """Table I and figure 19: three ways of telling a discriminator the class.
 
-    python reproductions/table_1.py [--n 5000] [--pictures 200000]
+    python reproductions/table_1.py [--n 5000] [--pictures 100000]
 
 The discriminator names the class (AC-GAN), sees it beside the picture (concat), or compares it with what it sees
 (projection). All else is the same: generator, convolutions, loss, penalty, rates and the number of pictures. Of the
