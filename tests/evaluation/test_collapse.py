@@ -102,6 +102,16 @@ def test_what_a_hierarchy_draws_does_not_depend_on_batches(truth):
     assert whole.variance > 0.5  # each picture draws its own
 
 
+def test_nats_are_those_of_the_bound_where_it_counts_more_than_the_dimensions():
+    class Richer(Coded):
+        def latents(self, images):
+            return super().latents(images)._replace(total=torch.arange(float(len(images))))
+
+    found = diagnose(Richer([0.0]), IMAGES.split(100))  # 0 ... 99 twice, and 0 ... 55
+    assert found.nats == pytest.approx((2 * 4950 + 1540) / 256, rel=1e-12)
+    assert found.kl.sum() == 0
+
+
 def test_a_diagnosis_of_one_picture_is_refused():
     with pytest.raises(ConfigError, match="at least 2 pictures, not 1"):
         diagnose(Coded([1.0]), [IMAGES[:1]])

@@ -92,6 +92,21 @@ def test_with_the_exact_auxiliary_distribution_every_draw_knows_the_density_of_i
     )  # fmt: skip
 
 
+@torch.no_grad()
+def test_with_the_exact_auxiliary_distribution_the_nats_of_the_code_are_those_of_the_whole_posterior(truth):
+    """KL(q(z | x) || p(z)) with its dependent dimensions, and not that of q(z | lambda) at one lambda."""
+    model, b, c, t2 = linear()
+    x = (2.0 * (torch.rand(1, 1, 2, 2) < 0.5) - 1).double()
+    posterior = MultivariateNormal(model.recognise(Batch(x))[1][0] * b + c, 0.7 * torch.outer(b, b) + torch.diag(t2))
+    standard = MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
+    exact = torch.distributions.kl_divergence(posterior, standard)
+    found = model.latents(x.expand(4000, -1, -1, -1))
+    assert abs(found.kl.sum(1).mean() - exact) > 0.1
+    error = (found.total.mean() - exact).abs() / (found.total.std() / 4000**0.5)
+    truth("hierarchical-variational-model", "nats of the code, in standard errors", "KL of the marginal Gaussian",
+          error, 3)  # fmt: skip
+
+
 def averages(model, x, points: int = 60):
     """Hierarchical ELBO, ELBO and E[w] of each picture, sums over the points of a quadrature; 1-D lambda and z."""
     values, weights = hermite(points)

@@ -134,6 +134,22 @@ def test_the_unlabelled_bound_is_the_enumerated_one(truth):
 
 
 @torch.no_grad()
+def test_the_nats_of_the_code_are_those_of_class_and_code(truth):
+    """KL(q(y | x) || 1/3) + sum_y q(y | x) KL(q(z | x, y) || N(0, 1))."""
+    model, (x, labels) = m2(), of_every_class(every_picture())
+    q = model.core.posterior(model.core.first(x), labels)
+    of_z = torch.distributions.kl_divergence(
+        torch.distributions.Normal(q.mean, q.log_std.exp()), torch.distributions.Normal(0.0, 1.0)
+    )
+    of_y = torch.distributions.Categorical(logits=model.classify(every_picture()))
+    exact = math.log(CLASSES) - of_y.entropy() + (of_y.probs * of_z.view(-1, CLASSES)).sum(1)
+    found = model.latents(every_picture())
+    assert (found.total - found.kl.sum(1)).abs().min() > 1e-3
+    error = (found.total - exact).abs().max()
+    truth("semi-supervised-m2", "nats of class and code", "sum over classes", error, 1e-15)
+
+
+@torch.no_grad()
 def test_pictures_and_classes_sum_to_one(truth):
     model = m2()
     x, labels = of_every_class(every_picture())

@@ -47,26 +47,47 @@ def log_density(model: VHPVAE, z: torch.Tensor) -> torch.Tensor:
     return torch.logsumexp(torch.stack(rows), 1)
 
 
-def test_the_density_is_exact_where_zeta_is_inferred_exactly(truth):
-    """p(z | zeta) = N(a zeta + b, s^2): with the posterior of zeta, every draw says ln N(z; b, a^2 + s^2)."""
-    a, b, s2, model = 1.3, 0.4, 0.5, small()
+class Answer(nn.Module):
+    """A mean that is linear in the input, and a variance."""
 
-    class Answer(nn.Module):
-        def __init__(self, gain, shift, variance):
-            super().__init__()
-            self.gain, self.shift, self.raw = gain, shift, torch.tensor(variance, dtype=torch.float64).log()
+    def __init__(self, gain, shift, variance):
+        super().__init__()
+        self.gain, self.shift, self.raw = gain, shift, torch.tensor(variance, dtype=torch.float64).log()
 
-        def forward(self, inputs):
-            mean = self.gain * inputs + self.shift
-            return torch.cat([mean, self.raw.expand_as(mean)], 1)
+    def forward(self, inputs):
+        mean = self.gain * inputs + self.shift
+        return torch.cat([mean, self.raw.expand_as(mean)], 1)
 
+
+def linear(a=1.3, b=0.4, s2=0.5) -> tuple[VHPVAE, torch.distributions.Normal]:
+    """p(z | zeta) = N(a zeta + b, s^2), zeta inferred by its exact posterior; and p(z) = N(b, a^2 + s^2)."""
+    model = small()
     model.prior["generate"] = Answer(a, b, s2)
     model.prior["infer"] = Answer(a / (a**2 + s2), -a * b / (a**2 + s2), s2 / (a**2 + s2))
-    z = torch.randn(50, 1).double()
     mean, std = (torch.tensor(v, dtype=torch.float64) for v in (b, (a**2 + s2) ** 0.5))
-    expected = torch.distributions.Normal(mean, std).log_prob(z)[:, 0]
-    found = model.log_prior(z, torch.randn(50, 3, 1).double())
-    truth("vhp-vae", "ln p(z), exact q(zeta | z), nats", "the marginal Gaussian", (found - expected).abs().max(), 1e-14)
+    return model, torch.distributions.Normal(mean, std)
+
+
+def test_the_density_is_exact_where_zeta_is_inferred_exactly(truth):
+    """With the posterior of zeta, every draw says ln N(z; b, a^2 + s^2)."""
+    model, marginal = linear()
+    z = torch.randn(50, 1).double()
+    error = (model.log_prior(z, torch.randn(50, 3, 1).double()) - marginal.log_prob(z)[:, 0]).abs().max()
+    truth("vhp-vae", "ln p(z), exact q(zeta | z), nats", "the marginal Gaussian", error, 1e-14)
+
+
+@torch.no_grad()
+def test_the_nats_of_the_code_are_those_beyond_the_whole_prior(truth):
+    """KL(q(z | x) || N(b, a^2 + s^2)), not beyond p(z | zeta) at some zeta, which is nearer or farther."""
+    model, marginal = linear()
+    x = every_picture()[3:4]
+    q = model.posterior(x)
+    exact = torch.distributions.kl_divergence(torch.distributions.Normal(q.mean, q.log_std.exp()), marginal).sum()
+    found = model.latents(x.expand(4000, -1, -1, -1))
+    standard_error = found.total.std() / 4000**0.5
+    assert abs(found.kl.sum(1).mean() - exact) > 5 * standard_error
+    error = (found.total.mean() - exact).abs() / standard_error
+    truth("vhp-vae", "nats of the code, in standard errors", "KL from the marginal Gaussian", error, 3)
 
 
 def test_the_density_is_bounded_from_below_and_the_bound_rises_with_draws(truth):

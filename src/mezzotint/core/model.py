@@ -182,6 +182,7 @@ class Latents(NamedTuple):
 
     means: Tensor  # E[z | x] of each latent dimension, (B, D)
     kl: Tensor  # KL(q || p) of each of them, nats, (B, D)
+    total: Tensor | None = None  # the KL that the bound counts, nats, (B,); None: the sum of these
 
 
 @runtime_checkable

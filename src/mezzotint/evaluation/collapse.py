@@ -24,21 +24,19 @@ class Collapse(NamedTuple):
 
     A posterior that is the prior for every picture costs no nats and has the same mean for all: it has collapsed. The
     nats are also the most that picture and code can share: I(x; z) = E_x KL(q(z | x) || p(z)) - KL(q(z) || p(z)).
+    Where the prior or the posterior has variables of its own, they are more than the sum over the dimensions of z, or
+    less, for these are then given those variables.
     """
 
     kl: Tensor  # E_x KL(q(z_d | x) || p(z_d)) of each dimension, nats, (D,)
     variance: Tensor  # Var_x(E[z_d | x]) of each dimension, (D,)
+    nats: float  # E_x KL(q(z | x) || p(z)) as the model's bound counts it, with all that is drawn besides z
     pictures: int
 
     @property
     def active_units(self) -> int:
         """Dimensions whose mean depends on the picture: Var_x(E[z_d | x]) > 0.01."""
         return int((self.variance > ACTIVE).sum())
-
-    @property
-    def nats(self) -> float:
-        """KL of all dimensions together."""
-        return float(self.kl.sum())
 
     @property
     def verdict(self) -> str:
@@ -72,7 +70,7 @@ def diagnose(
     """
     device, count = torch.device(device), 0
     seeded = "seeds" in inspect.signature(model.latents).parameters
-    kl = mean = scatter = torch.zeros((), dtype=torch.float64)
+    kl = mean = scatter = bound = torch.zeros((), dtype=torch.float64)
     for images in batches:
         seeds = list(range(seed + count, seed + count + len(images)))
         shown = as_shown(images, pixels, seeds, device)
@@ -83,7 +81,9 @@ def diagnose(
         share, step = len(means) / total, means.mean(0) - mean
         scatter = scatter + (means - means.mean(0)).square().sum(0) + step.square() * count * share
         mean, kl = mean + step * share, kl + (nats.mean(0) - kl) * share
+        whole = nats.sum(1) if found.total is None else found.total.cpu().double()  # (B,)
+        bound = bound + (whole.mean() - bound) * share
         count = total
     if count < 2:
         raise ConfigError(f"a diagnosis of collapse needs at least 2 pictures, not {count}")
-    return Collapse(kl, scatter / (count - 1), count)
+    return Collapse(kl, scatter / (count - 1), float(bound), count)

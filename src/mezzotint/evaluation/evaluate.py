@@ -61,7 +61,11 @@ MEANINGS = {  # what each number asks, and where the answer should be
         "higher",
         "dimensions of the code whose mean depends on the picture: variance over pictures above 0.01",
     ),
-    "kl": ("above 0", "nats that the code carries: divergence of the posterior from the prior; 0 is collapse"),
+    "kl": (
+        "above 0",
+        "nats that the code carries: divergence of the posterior from the prior, all of it that the bound counts; 0 is"
+        " collapse",
+    ),
     "restored_mse": (
         "lower",
         "squared error of a held-out picture that was corrupted and restored: mean over pixels, which are in [-1, 1]",

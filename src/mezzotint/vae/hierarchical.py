@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -105,14 +106,15 @@ class HierarchicalVariationalModel(VariationalModel):
         return Gaussian.of(self.of_z(self.recognise(Batch(images))[1]))
 
     @torch.no_grad()
-    def latents(self, images: Tensor) -> Latents:
+    def latents(self, images: Tensor, *, seeds: int | Sequence[int] = 0) -> Latents:
         """For the diagnosis of collapse.
 
         means  of z where lambda is the mean of q(lambda | x), (B, latent)
         kl     KL(q(z | lambda) || p(z)) at that lambda, in closed form: it leaves out how lambda is spread, (B, latent)
+        total  the KL of the bound, of one lambda (picture k with seed k), (B,)
         """
         posterior = self._middle(images)
-        return Latents(posterior.mean, posterior.kl())
+        return Latents(posterior.mean, posterior.kl(), self.divergence(images, seeds))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

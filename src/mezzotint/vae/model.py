@@ -108,6 +108,12 @@ class VariationalModel(Model):
         return total - math.log(samples)
 
     @torch.no_grad()
+    def divergence(self, images: Tensor, seeds: int | Sequence[int] = 0) -> Tensor:
+        """KL(q || p) as the bound has it, nats, (B,): of the draw of seed k for picture k where it is an estimate."""
+        batch, random = Batch(images), PictureRandom(picture_seeds(len(images), seeds), images.device)
+        return self.infer(batch, self.recognise(batch), Draws(random)).kl.sum(1)
+
+    @torch.no_grad()
     def sample(
         self,
         n: int,

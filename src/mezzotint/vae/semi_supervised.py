@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -256,10 +256,16 @@ class SemiSupervised(VariationalModel):
         z = self.core.posterior(self.core.first(self._point(images)), own).mean
         return self.likelihood.mean(self._pixels(self.core.decode(own, z), None, 0.0))
 
-    def latents(self, images: Tensor) -> Latents:
-        """For the diagnosis of collapse: of q(z | x, y) with the most probable y."""
+    @torch.no_grad()
+    def latents(self, images: Tensor, *, seeds: int | Sequence[int] = 0) -> Latents:
+        """For the diagnosis of collapse.
+
+        means, kl  of q(z | x, y) with the most probable y, (B, latent)
+        total      the KL of the bound: that of y, the mean over y of that of z, and, of M1 + M2, that of one z1
+                   (picture k with seed k), (B,)
+        """
         posterior = self.core.posterior(self.core.first(self._point(images)), self._own(images, None))
-        return Latents(posterior.mean, posterior.kl())
+        return Latents(posterior.mean, posterior.kl(), self.divergence(images, seeds))
 
     def _own(self, images: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None:

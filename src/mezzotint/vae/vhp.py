@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -217,16 +218,18 @@ class VHPVAE(VariationalModel):
         return cast("Tensor", self.decoder(of_z.at(draws.normal(self.config.latent).to(zeta.dtype), temperature)))
 
     @torch.no_grad()
-    def latents(self, images: Tensor) -> Latents:
+    def latents(self, images: Tensor, *, seeds: int | Sequence[int] = 0) -> Latents:
         """For the diagnosis of collapse: zeta decides for all of z together, so that their KL is shared out.
 
         means  E[z | x], (B, latent)
         kl     KL(q(z | x) || p(z | zeta)) of each dimension, zeta the mean of q(zeta | E[z | x]): what a dimension says
-               of the picture beyond zeta, in closed form. Their sum is not the KL of the bound, (B, latent)
+               of the picture beyond zeta, in closed form, (B, latent)
+        total  the KL of the bound, to which zeta adds what it says, of one z and K zeta (picture k with seed k), (B,)
         """
         posterior = self.posterior(images)
         zeta = Gaussian.of(self.prior["infer"](posterior.mean)).mean
-        return Latents(posterior.mean, posterior.kl(Gaussian.of(self.prior["generate"](zeta))))
+        given = posterior.kl(Gaussian.of(self.prior["generate"](zeta)))
+        return Latents(posterior.mean, given, self.divergence(images, seeds))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
