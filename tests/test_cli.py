@@ -15,9 +15,11 @@ from PIL import Image
 
 import mezzotint as mz
 from mezzotint import cli
+from mezzotint.core.batch import PictureSpec
 from mezzotint.core.errors import ConfigError
 from mezzotint.diffusion.grids import GRIDS
 from mezzotint.diffusion.solvers import SOLVERS
+from mezzotint.systems import catalogue, configure
 
 
 @pytest.fixture
@@ -277,6 +279,22 @@ def test_mistakes_are_answered_in_a_sentence(call, run, tmp_path, monkeypatch, a
     assert (ended, out) == (code, "")
     assert words in err
     assert "Traceback" not in err
+
+
+def test_a_source_that_says_nothing_to_a_system_is_refused_before_anything_is_trained(call, tmp_path):
+    """One that completes pictures takes a source when it draws, and yet none to learn from."""
+    given = ("--data", "fashion", "--source", "fashion/sneaker", "--out", tmp_path / "run")
+    code, out, err = call("train", "cvae", *given)
+    assert (code, out) == (2, "")
+    assert "cvae has no use for a second set of pictures; leave --source away" in err
+    assert not (tmp_path / "run").exists()
+    spec = PictureSpec(16, 3, ("shirt", "dress"), captions=True, source=True)
+    for system in catalogue().values():
+        if "source" in system.needs:
+            configure(system, spec)
+            continue
+        with pytest.raises(ConfigError, match=f"{system.name} has no use for a second set"):
+            configure(system, spec)
 
 
 def test_an_error_is_json_too_where_json_is_asked_for(call):
