@@ -224,7 +224,8 @@ class Sampling:
         if isinstance(self.test, Transported):
             told["from"] = f"{self.test.sources.split} pictures of {self.test.sources.name}"
         if self.model.completes:
-            told["from"] = f"what it sees of {self.test.split} pictures of {self.test.name}"
+            drawn = ", drawn black or white" if self.model.pixels == "binary" else ""
+            told["from"] = f"what it sees of {self.test.split} pictures of {self.test.name}{drawn}"
         return {"n": self.n, "seeds": seeds, **told, **self.controls, "precision": precision}
 
 

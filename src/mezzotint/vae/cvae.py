@@ -253,8 +253,11 @@ class CVAE(VariationalModel):
 
     def generate(self, n: int, draws: Draws, temperature: float = 1.0, source: Tensor | None = None) -> Tensor:
         """Numbers for the pixels of y, z from p(z | x). Raises `ConfigError` without pictures of the right kind."""
-        x = self.config.condition.seen(self._checked(n, source))
-        z = Gaussian.of(self.prior(x)).at(draws.normal(self.config.latent), temperature)
+        images, noise = self._checked(n, source), draws.normal(self.config.latent)
+        if self.pixels == "binary":  # grey levels are chances, as in training; black and white stay what they are
+            images = torch.where(draws.uniform(*images.shape[1:]) < (images + 1) / 2, 1.0, -1.0).to(images.dtype)
+        x = self.config.condition.seen(images)
+        z = Gaussian.of(self.prior(x)).at(noise, temperature)
         return cast("Tensor", self.generation(z, self.generation.look(x), x))
 
     def _asked(
@@ -287,7 +290,8 @@ class CVAE(VariationalModel):
     ) -> Tensor:
         """n pictures (n, C, H, W), completed: pixels that are seen stay as they are, exactly.
 
-        source       (n, C, H, W) whole pictures, of which x is taken and nothing else is looked at
+        source       (n, C, H, W) whole pictures, of which x is taken and nothing else is looked at; where the
+                     likelihood is of binary pixels, x is drawn with the grey levels of `source` as chances of white
         temperature  of the prior's standard deviations; 0: z is the prior's mean, as Box 1 of the survey infers
         pixels       "mean": E[y | x, z]; "drawn": y from p(y | x, z)
 
