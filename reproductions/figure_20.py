@@ -145,7 +145,7 @@ def main() -> None:
         print(json.dumps(vars(found[-1])), flush=True)
     PAGES.mkdir(parents=True, exist_ok=True)
     rows = [model.sample(SHOWN, seeds=0) for model in models]
-    grid(torch.cat(rows), columns=SHOWN, scale=1).save(PAGES / "figure_20.png")
+    grid(torch.cat(rows), columns=SHOWN, scale=2).save(PAGES / "figure_20.png")
     text = (
         "| pixels | pictures seen | minutes | FD to pictures | FD to pictures of so many pixels |"
         " FD of these to pictures |\n|---|---|---|---|---|---|\n"
