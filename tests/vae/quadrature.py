@@ -1,4 +1,4 @@
-"""Integrals over the codes of a tiny model, by Gauss-Hermite quadrature."""
+"""Noise that is told rather than drawn, so that a mean over the codes of a tiny model is a sum over a quadrature."""
 
 from __future__ import annotations
 
@@ -8,15 +8,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mezzotint.vae.model import Draws
+
+
+def hermite(points: int = 60) -> tuple[Tensor, Tensor]:
+    """Values of a standard normal number, and the weights that sum to one, by Gauss and Hermite, float64."""
+    values, weights = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(points))
+    return values, weights / weights.sum()
+
+
+class Given(Draws):
+    """The tensors that it was given, one after another."""
+
+    def __init__(self, *noise: Tensor) -> None:
+        self.noise = iter(noise)
+
+    def normal(self, *shape: int) -> Tensor:
+        """The next of them, (B, *shape)."""
+        found = next(self.noise)
+        assert found.shape[1:] == shape
+        return found
+
 
 class Nodes:
     """In place of `Draws`: every point of a grid for each picture, whose weighted sum is a mean over N(0, I)."""
 
     def __init__(self, dimensions: int, points: int, pictures: int = 1) -> None:
-        x, w = np.polynomial.hermite_e.hermegauss(points)
-        grid = torch.tensor(list(product(x, repeat=dimensions)), dtype=torch.float64)
-        self.weights = torch.tensor(list(product(w / w.sum(), repeat=dimensions)), dtype=torch.float64).prod(1)
-        self.grid, self.pictures = grid, pictures
+        values, weights = hermite(points)
+        self.grid = torch.stack(torch.meshgrid(*[values] * dimensions, indexing="ij"), -1).flatten(0, -2)
+        self.weights = torch.stack(torch.meshgrid(*[weights] * dimensions, indexing="ij"), -1).flatten(0, -2).prod(1)
+        self.pictures = pictures
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -30,7 +51,14 @@ class Nodes:
         return values.unflatten(0, (self.pictures, -1)) @ self.weights
 
 
-def binary_pictures(size: int) -> Tensor:
-    """All of them, (2^(size size), 1, size, size) in {-1, 1}, float64."""
+def binary_pictures(size: int = 2) -> Tensor:
+    """All black and white pictures, (2^(size size), 1, size, size) in {-1, 1}, float64."""
     states = torch.tensor(list(product([-1.0, 1.0], repeat=size * size)), dtype=torch.float64)
     return states.view(-1, 1, size, size)
+
+
+def likelihood_of(model, numbers: Tensor, log_weights: Tensor) -> Tensor:
+    """ln p(x) of all 16 pictures of 2 x 2, where row k of the decoder's numbers has this log-weight, (16,)."""
+    n = len(numbers)
+    rows = [model.likelihood.log_prob(numbers, x.expand(n, 1, 2, 2)) + log_weights for x in binary_pictures()]
+    return torch.logsumexp(torch.stack(rows), 1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from told_noise import Given, every_picture, hermite
+from vae.quadrature import Given, binary_pictures, hermite
 
 import mezzotint as mz
 from mezzotint.cli import _begin
@@ -73,7 +73,7 @@ def over_noise(model, x):
 @pytest.mark.parametrize("observed", [1, 2, 3])
 def test_the_bound_lies_below_the_conditional_likelihood_by_the_error_of_the_posterior(truth, observed):
     """ln p(y | x) = bound + KL(q(z | x, y) || p(z | x, y)), by sums over a fine grid of z, for all 16 pictures."""
-    model, x = tiny(observed), every_picture()
+    model, x = tiny(observed), binary_pictures()
     elbo, log_mean = over_noise(model, x)
     z = torch.linspace(-14, 14, 4001, dtype=torch.float64)
     seen = model.recognise(Batch(x))
@@ -103,7 +103,7 @@ def test_the_bound_lies_below_the_conditional_likelihood_by_the_error_of_the_pos
 def test_completions_sum_to_one_whatever_is_seen(truth, observed):
     """The likelihood is of the unseen pixels alone: for each of the 2^S pictures of S seen pixels, and over all 2^U
     completions of it."""
-    model, x = tiny(observed), every_picture()
+    model, x = tiny(observed), binary_pictures()
     chances = over_noise(model, x)[1].exp()
     hidden = model.config.condition.hidden(2).flatten()
     assert int(hidden.sum()) == 4 - observed == model.dims
@@ -118,7 +118,7 @@ def test_completions_sum_to_one_whatever_is_seen(truth, observed):
 
 @torch.no_grad()
 def test_many_samples_come_to_the_conditional_likelihood(truth):
-    model, x = tiny(std=0.1), every_picture()[5:7]
+    model, x = tiny(std=0.1), binary_pictures()[5:7]
     exact = over_noise(model, x)[1]
     estimate = model.elbo(x.repeat_interleave(4, 0), samples=500).view(2, 4).mean(1)
     truth("cvae", "conditional log-likelihood, 4 x 500 samples", "by quadrature", (estimate - exact).abs().max(), 0.02)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from told_noise import Given, every_picture, hermite, likelihood_of
 from torch import nn
 from torch.distributions import MultivariateNormal
+from vae.quadrature import Given, binary_pictures, hermite, likelihood_of
 
 from mezzotint.core.batch import Batch
 from mezzotint.core.errors import ConfigError
@@ -136,7 +136,7 @@ def exact_likelihood(model):
 
 def test_the_bounds_are_in_order_and_importance_weights_average_to_the_likelihood(truth):
     """By quadrature: hierarchical ELBO <= ELBO <= ln p(x), for networks as they begin, and E[w] = p(x)."""
-    model, x = wide(), every_picture()
+    model, x = wide(), binary_pictures()
     with torch.no_grad():
         hierarchical, by_weight, elbo, weight = averages(model, x)
         exact = exact_likelihood(model)
@@ -159,7 +159,7 @@ def test_the_hierarchical_bound_is_the_bound_where_the_auxiliary_distribution_is
 
 
 def test_many_samples_find_the_likelihood(truth):
-    model, x = wide(), every_picture()
+    model, x = wide(), binary_pictures()
     with torch.no_grad():
         exact = exact_likelihood(model)
     found = model.elbo(x, samples=10_000)
@@ -170,7 +170,7 @@ def test_many_samples_find_the_likelihood(truth):
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_its_halves(truth):
-    model, x = small(latent=3, context=2), every_picture()[:6]
+    model, x = small(latent=3, context=2), binary_pictures()[:6]
     whole = Batch(x, seeds=range(6))
     total = model(whole).total
     halves = (model(whole[:3]).total + model(whole[3:]).total) / 2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from told_noise import Given, every_picture, hermite, likelihood_of
 from torch.distributions import Normal, kl_divergence
 from torch.func import jacrev
+from vae.quadrature import Given, binary_pictures, hermite, likelihood_of
 
 from mezzotint.core.batch import Batch
 from mezzotint.core.errors import ConfigError
@@ -108,7 +108,7 @@ def test_the_density_of_z_is_that_of_where_the_flow_began(truth):
 
 def test_without_steps_divergences_are_in_closed_form(truth):
     """Each level's KL by torch.distributions, at the state to which the z above it led."""
-    made, x = model(flow_steps=0), every_picture()[:3].repeat(1, 1, 4, 4)
+    made, x = model(flow_steps=0), binary_pictures()[:3].repeat(1, 1, 4, 4)
     batch = Batch(x, seeds=range(3))
     seen, state, expected = made.recognise(batch), made.start(3), []
     noise = [torch.randn(3, 2, *size).double() for size in ((2, 2), (2, 2), (4, 4))]
@@ -138,7 +138,7 @@ def test_generation_is_inference_whose_posterior_is_the_prior(truth):
 
 def test_bounds_are_below_the_likelihood_which_sums_to_one(truth):
     """Two channels at one place: the second of the flow hangs on the first. All means by quadrature over both."""
-    made, x = model(image_size=2, depths=(1,), residual=1.0), every_picture()
+    made, x = model(image_size=2, depths=(1,), residual=1.0), binary_pictures()
     values, weights = hermite(40)
     noise = torch.cartesian_prod(values, values)[..., None, None]
     weight = torch.outer(weights, weights).flatten()
@@ -167,7 +167,7 @@ def test_bounds_are_below_the_likelihood_which_sums_to_one(truth):
 @pytest.mark.parametrize("choices", [{"weight_norm": True}, {"placed": True}])
 def test_the_loss_of_a_batch_is_the_mean_over_its_halves(truth, objective, choices):
     made = model(objective=objective, flow_steps=2, **choices)
-    whole = Batch(every_picture()[:4].repeat(1, 1, 4, 4), seeds=range(4))
+    whole = Batch(binary_pictures()[:4].repeat(1, 1, 4, 4), seeds=range(4))
     total = made(whole).total
     error = ((total - (made(whole[:2]).total + made(whole[2:]).total) / 2) / total).abs().detach()
     truth("iaf-vae", "loss of a batch, relative", "mean over its halves", error, 1e-15)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from told_noise import Given, every_picture, hermite, likelihood_of
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
+from vae.quadrature import Given, binary_pictures, hermite, likelihood_of
 
 from mezzotint.core.batch import Batch, PictureRandom
 from mezzotint.core.errors import ConfigError
@@ -170,7 +170,7 @@ def test_probabilities_of_all_binary_pictures_sum_to_one_and_bounds_are_below_th
             numbers.bias[1] = 3.0  # a posterior about as wide as the prior, so that few samples say much
     values, weights = hermite(60)
     top, low = torch.cartesian_prod(values, values).T[..., None]
-    every = every_picture()
+    every = binary_pictures()
     with torch.no_grad():
         numbers, _ = model.descend(3600, Given(top, low))
         exact = likelihood_of(model, numbers, torch.outer(weights, weights).flatten().log())

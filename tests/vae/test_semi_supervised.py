@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 import torch
 from PIL import Image
-from told_noise import Given, every_picture, hermite
+from vae.quadrature import Given, binary_pictures, hermite
 
 import mezzotint as mz
 from mezzotint.core.batch import Batch, PictureSpec
@@ -102,7 +102,7 @@ def on_a_grid(model, x, labels):
 def test_the_labelled_bound_lies_below_the_joint_by_the_error_of_the_posterior(truth):
     """ln p(x, y) = -L(x, y) + KL(q(z | x, y) || p(z | x, y)), for all 16 pictures and 3 classes."""
     model = m2()
-    x, labels = of_every_class(every_picture())
+    x, labels = of_every_class(binary_pictures())
     elbo, log_mean = over_noise(model, x, labels)
     log_prob, gap = on_a_grid(model, x, labels)
     assert gap.min() > 1e-3
@@ -116,10 +116,10 @@ def test_the_labelled_bound_lies_below_the_joint_by_the_error_of_the_posterior(t
 def test_the_unlabelled_bound_is_the_enumerated_one(truth):
     """-U(x) = sum_y q(y | x) (-L(x, y)) + H(q(y | x)), and below ln p(x) by the errors of both posteriors."""
     model = m2()
-    x, labels = of_every_class(every_picture())
+    x, labels = of_every_class(binary_pictures())
     labelled = over_noise(model, x, labels)[0].unflatten(0, (-1, CLASSES))
-    q = torch.distributions.Categorical(logits=model.classify(every_picture()))
-    elbo, log_mean = over_noise(model, every_picture(), None)
+    q = torch.distributions.Categorical(logits=model.classify(binary_pictures()))
+    elbo, log_mean = over_noise(model, binary_pictures(), None)
     error = (elbo - ((q.probs * labelled).sum(1) + q.entropy())).abs().max()
     truth("semi-supervised-m2", "unlabelled bound", "sum over classes and entropy (paper, eq. 7)", error, 8e-15)
     log_joint, gap = (part.unflatten(0, (-1, CLASSES)) for part in on_a_grid(model, x, labels))
@@ -136,14 +136,14 @@ def test_the_unlabelled_bound_is_the_enumerated_one(truth):
 @torch.no_grad()
 def test_the_nats_of_the_code_are_those_of_class_and_code(truth):
     """KL(q(y | x) || 1/3) + sum_y q(y | x) KL(q(z | x, y) || N(0, 1))."""
-    model, (x, labels) = m2(), of_every_class(every_picture())
+    model, (x, labels) = m2(), of_every_class(binary_pictures())
     q = model.core.posterior(model.core.first(x), labels)
     of_z = torch.distributions.kl_divergence(
         torch.distributions.Normal(q.mean, q.log_std.exp()), torch.distributions.Normal(0.0, 1.0)
     )
-    of_y = torch.distributions.Categorical(logits=model.classify(every_picture()))
+    of_y = torch.distributions.Categorical(logits=model.classify(binary_pictures()))
     exact = math.log(CLASSES) - of_y.entropy() + (of_y.probs * of_z.view(-1, CLASSES)).sum(1)
-    found = model.latents(every_picture())
+    found = model.latents(binary_pictures())
     assert (found.total - found.kl.sum(1)).abs().min() > 1e-3
     error = (found.total - exact).abs().max()
     truth("semi-supervised-m2", "nats of class and code", "sum over classes", error, 1e-15)
@@ -152,9 +152,9 @@ def test_the_nats_of_the_code_are_those_of_class_and_code(truth):
 @torch.no_grad()
 def test_pictures_and_classes_sum_to_one(truth):
     model = m2()
-    x, labels = of_every_class(every_picture())
+    x, labels = of_every_class(binary_pictures())
     joint = over_noise(model, x, labels)[1].exp()
-    alone = over_noise(model, every_picture(), None)[1].exp()
+    alone = over_noise(model, binary_pictures(), None)[1].exp()
     truth("semi-supervised-m2", "sum of p(x, y)", "1", abs(joint.sum() - 1), 2e-11)
     error = (joint.unflatten(0, (-1, CLASSES)).sum(1) - alone).abs().max()
     truth("semi-supervised-m2", "sum over y of p(x, y)", "p(x)", error, 3e-16)
@@ -162,7 +162,7 @@ def test_pictures_and_classes_sum_to_one(truth):
 
 @torch.no_grad()
 def test_many_samples_come_to_the_likelihood(truth):
-    model, x = m2(), every_picture()[3:5]
+    model, x = m2(), binary_pictures()[3:5]
     exact = over_noise(model, x, None)[1]
     error = (model.elbo(x.repeat_interleave(4, 0), samples=500).view(2, 4).mean(1) - exact).abs().max()
     truth("semi-supervised-m2", "importance-weighted bound, 4 x 500 samples", "ln p(x)", error, 0.02)
@@ -173,7 +173,7 @@ def test_many_samples_come_to_the_likelihood(truth):
 def test_the_stack_bounds_the_likelihood_of_pictures(truth, known):
     """E over both codes by quadrature: the mean weight is p(x) or p(x, y), and the bound lies below its logarithm."""
     model = stacked(std=0.2)
-    x, labels = of_every_class(every_picture())
+    x, labels = of_every_class(binary_pictures())
     values, weights = hermite(24)
     n = len(values)
     first, second = values.repeat_interleave(n)[:, None], values.repeat(n)[:, None]
@@ -191,7 +191,7 @@ def test_the_stack_bounds_the_likelihood_of_pictures(truth, known):
     normals = [torch.distributions.Normal(part[:, :1], (part[:, 1:] / 2).exp()).log_prob(z1).exp() for part in p]
     density = torch.stack([weights @ normal for normal in normals]) / CLASSES  # p(z1, y), (C, Z)
     numbers = model.codes.decoder(z1[:, None]).flatten(1)
-    chances = torch.distributions.Bernoulli(logits=numbers[:, None]).log_prob((every_picture().flatten(1) + 1) / 2)
+    chances = torch.distributions.Bernoulli(logits=numbers[:, None]).log_prob((binary_pictures().flatten(1) + 1) / 2)
     joint = (density @ chances.sum(2).exp() * 0.01).T  # (16, C)
     exact = (joint if known else joint.sum(1, keepdim=True).expand(-1, CLASSES)).flatten().log()
     means, elbos = torch.stack(means), torch.stack(elbos)

@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
-from told_noise import Given, every_picture, hermite, likelihood_of
 from torch import nn
+from vae.quadrature import Given, binary_pictures, hermite, likelihood_of
 
 from mezzotint.core.batch import Batch
 from mezzotint.core.errors import ConfigError
@@ -80,7 +80,7 @@ def test_the_density_is_exact_where_zeta_is_inferred_exactly(truth):
 def test_the_nats_of_the_code_are_those_beyond_the_whole_prior(truth):
     """KL(q(z | x) || N(b, a^2 + s^2)), not beyond p(z | zeta) at a zeta that knows of the picture too."""
     model, marginal = linear(b=-2.0)
-    x = every_picture()[3:4]
+    x = binary_pictures()[3:4]
     q = model.posterior(x)
     exact = torch.distributions.kl_divergence(torch.distributions.Normal(q.mean, q.log_std.exp()), marginal).sum()
     found = model.latents(x.expand(4000, -1, -1, -1))
@@ -106,7 +106,7 @@ def test_the_density_is_bounded_from_below_and_the_bound_rises_with_draws(truth)
 
 def test_bounds_are_below_the_likelihood_which_sums_to_one(truth):
     """ln p(x) by quadrature over the noise of both zeta and z, through what draws samples."""
-    model, x = curved(), every_picture()
+    model, x = curved(), binary_pictures()
     values, weights = hermite(60)
     e, f = torch.cartesian_prod(values, values).T[..., None]
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_the_divergence_is_that_of_the_drawn_z_on_average(truth):
     """-H(q) - ln p(z) against ln q(z | x) - ln p(z): the same mean, summed over the quadrature of z's noise."""
     model = curved()
     values, weights = hermite(40)
-    many = Batch(every_picture()[3:4].expand(40, -1, -1, -1))
+    many = Batch(binary_pictures()[3:4].expand(40, -1, -1, -1))
     zeta = torch.randn(1, 4, 1).double().expand(40, -1, -1)
     inferred = model.infer(many, model.recognise(many), Given(values[:, None], zeta))
     gap = (weights * (inferred.kl[:, 0] + inferred.log_ratio)).sum()
@@ -157,7 +157,7 @@ def test_beta_falls_while_the_constraint_is_broken_and_comes_to_one_where_it_is_
 def test_beta_follows_the_average_over_all_parts_of_a_step(truth):
     """Two parts of a batch before one step are one batch; the average is that of nats per pixel."""
     constraint = ConstraintConfig(most=0.2, begin=0.5, memory=0.9, hold_prior=False)
-    model, x = small(constraint=constraint).train(), every_picture()
+    model, x = small(constraint=constraint).train(), binary_pictures()
     whole = Batch(x, seeds=range(16))
     other = copy.deepcopy(model)
     first = model(whole)
@@ -180,7 +180,7 @@ def test_beta_follows_the_average_over_all_parts_of_a_step(truth):
 
 
 def test_the_prior_waits_until_the_constraint_is_met_but_codes_feel_it():
-    model, whole = small(constraint=ConstraintConfig(most=0.0)).train(), Batch(every_picture(), seeds=range(16))
+    model, whole = small(constraint=ConstraintConfig(most=0.0)).train(), Batch(binary_pictures(), seeds=range(16))
     model(whole).total.backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.prior.parameters())
     held = [p.grad.clone() for p in model.encoder.parameters()]
@@ -202,15 +202,15 @@ def test_the_prior_waits_until_the_constraint_is_met_but_codes_feel_it():
 
 def test_a_constraint_that_cannot_be_met_leaves_some_weight_on_the_prior():
     model = small(constraint=ConstraintConfig(most=-5.0, begin=0.5, least=0.3, hold_prior=False)).train()
-    model(Batch(every_picture()))
+    model(Batch(binary_pictures()))
     model.after_step(0)
     assert float(model.beta) == pytest.approx(0.3)
 
 
 def test_looking_at_held_out_pictures_moves_nothing():
     model = small(constraint=ConstraintConfig()).eval()
-    model(Batch(every_picture()))
-    model.elbo(every_picture())
+    model(Batch(binary_pictures()))
+    model.elbo(binary_pictures())
     before = model.state_dict()
     model.after_step(0)
     assert model.average.isnan()
@@ -218,7 +218,7 @@ def test_looking_at_held_out_pictures_moves_nothing():
 
 
 def test_without_a_constraint_every_objective_will_do(truth):
-    x = Batch(every_picture()[:6], seeds=range(6))
+    x = Batch(binary_pictures()[:6], seeds=range(6))
     for objective in (ELBO(beta=2.0, free_bits=0.5), ImportanceWeighted(3)):
         model = small(objective=objective)
         total = model(x).total
