@@ -118,7 +118,7 @@ ENTRIES = (
     Entry("consistency-training", train="--set total_steps=2500", controls="--steps 2", evaluate=SLOWLY_JUDGED),
     Entry("dmd", evaluate=SLOWLY_JUDGED),
     Entry("dfno", evaluate=SLOWLY_JUDGED),
-    Entry("neural-ode", evaluate=SLOWLY_JUDGED),
+    Entry("neural-ode", pictures=12_000, evaluate=SLOWLY_JUDGED),
     Entry("rectified-flow", controls=GUIDED, evaluate=SLOWLY_JUDGED),
     Entry("reflow", evaluate=SLOWLY_JUDGED),
     Entry("improved-rectified-flow", evaluate=SLOWLY_JUDGED),
