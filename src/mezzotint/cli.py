@@ -315,7 +315,10 @@ def evaluate(
     precision: PrecisionOption = Precision.auto,
     json: Json = False,
 ) -> None:
-    """Judge a trained model: a table with its protocol, report.html and report.json."""
+    """Judge a trained model by all that it can do: a table with its protocol, report.html and report.json.
+
+    Perceptual path length and equivariance are slow, or of few models: ask for them.
+    """
     from .core.precision import autocast, resolve_precision
     from .data import open_pictures
     from .evaluation.evaluate import evaluate as judge

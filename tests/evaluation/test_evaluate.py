@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,8 +25,8 @@ from mezzotint.core.model import Losses, Model
 from mezzotint.core.system import Identity
 from mezzotint.data.grid import grid
 from mezzotint.evaluation.describing import thumbnails
-from mezzotint.evaluation.equivariance import equivariance
-from mezzotint.evaluation.evaluate import evaluate
+from mezzotint.evaluation.equivariance import MOTIONS, equivariance
+from mezzotint.evaluation.evaluate import MEANINGS, evaluate
 from mezzotint.evaluation.features import ModuleFeatures
 from mezzotint.evaluation.report import table, write_report
 
@@ -212,6 +213,14 @@ def test_a_score_says_over_whose_classes_it_is(honest):
     network = Standard(lambda images: images.flatten(1), "standard")
     published = evaluate(Honest(), TEST, n=20, features=network)["inception_score"].protocol
     assert published["recognised by"] == "the 3 classes of standard"
+
+
+def test_every_number_is_explained():
+    """By its name in the document, those over features by how they begin."""
+    text = (Path(__file__).parents[2] / "docs" / "numbers.md").read_text()
+    over = {"frechet": "fd_FEATURES", "kernel": "kd_FEATURES", "score": "is_FEATURES"}
+    for name in (*(over.get(key, key) for key in MEANINGS), "ppl_FEATURES", *MOTIONS):
+        assert f"`{name}`" in text, name
 
 
 PIXELS = ModuleFeatures(torch.nn.Identity(), "pixels")

@@ -60,12 +60,12 @@ def restoration(
         seeds = list(range(seed + count, seed + count + len(images)))
         shown = as_shown(images, pixels, seeds, device)
         with full_precision(device):
-            corrupted = model.corrupt(shown, seeds)
-            copies = torch.stack([model.reconstruct(corrupted), corrupted])
+            spoiled = model.corrupt(shown, seeds)
+            copies = torch.stack([model.reconstruct(spoiled), spoiled])
         found.append((copies - shown).double().square().flatten(2).mean(2).cpu())
         count += len(images)
     if count < 2:
         raise ConfigError(f"a restoration is judged on at least 2 pictures, not {count}")
     errors = torch.cat(found, 1)  # (2, N)
-    means, deviations = errors.mean(1).tolist(), (errors.std(1) / count**0.5).tolist()
-    return Restoration(*means, (deviations[0], deviations[1]), count)
+    (restored, corrupted), (first, second) = errors.mean(1).tolist(), (errors.std(1) / count**0.5).tolist()
+    return Restoration(restored, corrupted, (first, second), count)
