@@ -20,6 +20,7 @@ import torch
 from harness import PAGES, agrees, figure, save, write
 from table_2 import Budget, budget_options
 from torch import Tensor
+from torch.nn import functional as F
 
 import mezzotint as mz
 from mezzotint.data.grid import grid
@@ -83,12 +84,19 @@ class Sticking:
         return self.moved / total if total else 0.0
 
 
-def sticking(frames: Tensor, shifts: Motion) -> Sticking:
-    """Of frames (T, C, H, W) that ought to be one picture moved down by so many pixels; where all are known."""
+def sticking(frames: Tensor, shifts: Motion, fine: bool = False) -> Sticking:
+    """Of frames (T, C, H, W) that ought to be one picture moved down by so many pixels; where all are known.
+
+    fine  of their details
+    """
     back, known = zip(*(shifted_by_sinc(frame[None], 0.0, -y) for frame, y in zip(frames, shifts)))
     inside = torch.stack(known).all(0)  # (H, W)
-    on_screen, moved_back = frames.double()[..., inside], torch.cat(back)[..., inside]  # (T, C, P)
-    return Sticking(*(float(each.var(0, correction=0).mean()) for each in (on_screen, moved_back)))
+    both = frames.double(), torch.cat(back)
+    if fine:
+        reach = len(SMOOTHING) // 2
+        unknown = F.max_pool2d((~inside)[None].float(), 2 * reach + 1, 1, reach)[0]
+        both, inside = (details(both[0]), details(both[1])), unknown == 0
+    return Sticking(*(float(each[..., inside].var(0, correction=0).mean()) for each in both))
 
 
 def pooled(parts: Sequence[Sticking]) -> Sticking:
@@ -136,7 +144,7 @@ def main() -> None:
             if seed < SHOWN:
                 moved[name].append(frames)
             whole.append(sticking(frames, shifts))
-            fine.append(sticking(details(frames), shifts))
+            fine.append(sticking(frames, shifts, fine=True))
         found[name] = {"whole pictures": pooled(whole[: asked.n]), "details": pooled(fine[: asked.n])}
         print(name, {what: round(value.share, 4) for what, value in found[name].items()}, flush=True)
     PAGES.mkdir(parents=True, exist_ok=True)

@@ -35,8 +35,10 @@ def test_a_picture_that_moves_as_a_whole_does_not_stick_and_one_that_stays_does(
     follows = torch.stack([waves(y) for y in shifts])
     truth("stylegan3-t", "share of the picture that sticks, of waves that move", "0",
           figure.sticking(follows, shifts).share, 3e-6)  # fmt: skip
+    truth("stylegan3-t", "share of the details that sticks, of waves that move", "0",
+          figure.sticking(follows, shifts, fine=True).share, 3e-6)  # fmt: skip
     stays = waves(0.0).expand(12, -1, -1, -1)
-    assert figure.sticking(stays, shifts).share == 1
+    assert figure.sticking(stays, shifts).share == figure.sticking(stays, shifts, fine=True).share == 1
     # a wave that moves half as far: it is moved too far back by the other half, so that both changes are alike
     late = torch.stack([waves(y / 2) for y in shifts])
     truth("stylegan3-t", "share that sticks, of waves that move half as far", "1/2",
