@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from evaluation.levels import IMAGES, Pictures
 from torch import nn
 
-from mezzotint.core.batch import Batch, PictureRandom, PictureSpec, picture_seeds
+from mezzotint.core.batch import PictureRandom, picture_seeds
 from mezzotint.core.errors import ConfigError
 from mezzotint.core.model import Latents, Losses, Model, abilities
 from mezzotint.evaluation.collapse import diagnose
@@ -33,20 +34,6 @@ class Coded(Model):
         return Latents(means, means**2 / 2)
 
 
-class Pictures:
-    """Grey pictures, each of one level."""
-
-    name, split, labels = "levels", "test", None
-    spec = PictureSpec(4)
-
-    def __len__(self):
-        return 256
-
-    def batch(self, indices):
-        return Batch((torch.tensor(list(indices)) / 127.5 - 1).view(-1, 1, 1, 1).expand(-1, 1, 4, 4))
-
-
-IMAGES = Pictures().batch(range(256)).images
 SPREAD = float((torch.arange(256).double() / 127.5 - 1).var())  # of the mean of a picture
 
 

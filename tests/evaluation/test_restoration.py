@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from evaluation.levels import IMAGES, Pictures
 from torch import nn
 
 import mezzotint as mz
-from mezzotint.core.batch import Batch, PictureRandom, PictureSpec, picture_seeds
+from mezzotint.core.batch import PictureRandom, picture_seeds
 from mezzotint.core.errors import ConfigError
 from mezzotint.core.model import Losses, Model
 from mezzotint.evaluation.evaluate import evaluate
 from mezzotint.evaluation.restoration import restoration
-
-
-class Pictures:
-    """Grey pictures, each of one level."""
-
-    name, split, labels = "levels", "test", None
-    spec = PictureSpec(4)
-
-    def __len__(self):
-        return 256
-
-    def batch(self, indices):
-        return Batch((torch.tensor(list(indices)) / 127.5 - 1).view(-1, 1, 1, 1).expand(-1, 1, 4, 4))
-
-
-IMAGES = Pictures().batch(range(256)).images
 
 
 class Noisy(Model):
