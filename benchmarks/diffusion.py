@@ -18,7 +18,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.utils import import_utils
-from harness import Row, alternate, arguments, report, setting
+from harness import Row, alternate, asked_rows, report, setting
 from torch import Tensor, nn
 
 from mezzotint.core.batch import Batch
@@ -158,12 +158,9 @@ def their_sampling(network: Network, scheduler: Any, labels: Tensor) -> Tensor:
     return x
 
 
-def rows(repeats: int, only: list[str]) -> Iterator[Row]:
+def rows(repeats: int, wanted: Callable[[str], bool]) -> Iterator[Row]:
     images, labels = torch.rand(BATCH, 3, SIZE, SIZE) * 2 - 1, torch.arange(BATCH) % CLASSES
     precisions = dict.fromkeys((resolve_precision("auto", CPU), "fp32"))
-
-    def wanted(name: str) -> bool:
-        return not only or any(word in name for word in only)
 
     for network in networks():
         for precision in precisions:
@@ -196,8 +193,5 @@ def row(name: str, pictures: int, seconds: tuple[float, float], precision: str) 
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3, help="how often each side is timed")
-    parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="rows whose name holds one of these")
-    options = parser.parse_args()
-    report(list(rows(options.repeats, options.only)), options.json)
+    options, asked = asked_rows(__doc__.splitlines()[0], repeats=3)
+    report(list(rows(options.repeats, asked)), options.json)

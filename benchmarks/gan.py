@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from harness import Row, alternate, arguments, report, setting
+from harness import Row, alternate, asked_rows, report, setting
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -437,14 +437,7 @@ def timed(name: str, peer: str, ours: Step, theirs: Step, pictures: int, repeats
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5, help="how often each side is timed")
-    parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="rows whose name holds one of these")
-    options = parser.parse_args()
-
-    def asked(name: str) -> bool:
-        return not options.only or any(word in name for word in options.only)
-
+    options, asked = asked_rows(__doc__.splitlines()[0])
     torch.manual_seed(0)
     random.seed(0)
     parts = (wgans, stylegans, convolutions)

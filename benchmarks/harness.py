@@ -77,3 +77,12 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="print one JSON list of rows and nothing else")
     return parser
+
+
+def asked_rows(description: str | None, repeats: int = 5) -> tuple[argparse.Namespace, Callable[[str], bool]]:
+    """The command line of a benchmark of many rows, with `--repeats` and `--only`; and whether it asks for a row."""
+    parser = arguments(description)
+    parser.add_argument("--repeats", type=int, default=repeats, help="how often each side is timed")
+    parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="rows whose name holds one of these")
+    options = parser.parse_args()
+    return options, lambda name: not options.only or any(word in name for word in options.only)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from harness import Row, alternate, arguments, report, setting
+from harness import Row, alternate, asked_rows, report, setting
 from pythae.data.datasets import BaseDataset, collate_dataset_output
 from pythae.models import IWAE, VAE, VQVAE, IWAEConfig, VAEConfig, VQVAEConfig
 from pythae.models.base.base_utils import ModelOutput
@@ -195,14 +195,7 @@ def lookup(repeats: int, wanted: Callable[[str], bool]) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5, help="how often each side is timed")
-    parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="rows whose name holds one of these")
-    options = parser.parse_args()
-
-    def asked(name: str) -> bool:
-        return not options.only or any(word in name for word in options.only)
-
+    options, asked = asked_rows(__doc__.splitlines()[0])
     data = open_pictures("fashion")
     found = [
         *vaes(data, options.repeats, asked), *vq_vaes(data, options.repeats, asked), *lookup(options.repeats, asked)
