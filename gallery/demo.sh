@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Learn to draw clothes, and judge the result: under six minutes on two CPU cores.
+# Learn to draw clothes, and judge the result: about six minutes on two CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rm -rf demo
