@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mezzotint as mz
+from mezzotint.core.errors import ConfigError
 from mezzotint.core.model import ABILITIES, Samples, abilities
 from mezzotint.core.system import Recipe
 from mezzotint.data import open_pictures
@@ -126,6 +127,18 @@ def test_samples_have_the_shape_and_range_of_pictures(name, batch):
     alone = model.sample(1, labels=labels[1:2] if labels is not None else None, seeds=6, **given)
     assert torch.allclose(images[1], alone[0], atol=1e-3)  # picture k depends on seed k alone
     assert not torch.allclose(images[0], images[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_what_says_nothing_to_a_model_is_refused_and_not_ignored(name, batch):
+    pictures, spec = batch
+    model = build(name, spec)
+    if not isinstance(model, Samples):
+        pytest.skip("draws no pictures")
+    own = {"source": pictures.source[:2]} if begins(model) else {}
+    for condition, given in {"captions": ["a coat", "a bag"], "mask": torch.ones(2, 1, 1, 1)}.items():
+        with pytest.raises(ConfigError, match=f"does not take {condition}; leave {condition} away"):
+            model.sample(2, **own, **{condition: given})
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

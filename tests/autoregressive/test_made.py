@@ -186,5 +186,5 @@ def test_what_cannot_be_is_refused():
         model("fvsbn").sample(1, temperature=-1.0)
     with pytest.raises(ConfigError, match="without labels"):
         model("made").sample(1, labels=torch.zeros(1))
-    with pytest.raises(ConfigError, match="begins from noise"):
+    with pytest.raises(ConfigError, match="does not take source"):
         model("made").sample(1, source=torch.zeros(1, 1, 2, 2))

@@ -164,7 +164,7 @@ def test_what_an_autoencoder_refuses():
         model.sample(1, codes="random")
     with pytest.raises(ConfigError, match="without labels"):
         model.sample(1, labels=torch.zeros(1))
-    with pytest.raises(ConfigError, match="begins from noise"):
+    with pytest.raises(ConfigError, match="does not take source"):
         model.sample(1, source=torch.zeros(1, 1, 4, 4))
     with pytest.raises(ConfigError, match="at least 1 dimension"):
         AutoencoderConfig(4, latent=0)

@@ -168,7 +168,7 @@ def test_what_a_pixelvae_refuses():
         "'mean' or 'drawn'": lambda: pixelvae().sample(1, pixels="best"),
         "temperature": lambda: pixelvae().sample(1, temperature=-1.0),
         "without labels": lambda: pixelvae().sample(1, labels=torch.zeros(1)),
-        "begins from noise": lambda: pixelvae().sample(1, source=STATES[:1]),
+        "does not take source": lambda: pixelvae().sample(1, source=STATES[:1]),
     }.items():
         with pytest.raises(ConfigError, match=message):
             wrong()

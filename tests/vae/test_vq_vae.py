@@ -218,7 +218,7 @@ def test_what_cannot_be_is_refused():
         "without labels": {"labels": torch.zeros(2)},
         "'mean' or 'drawn'": {"pixels": "grey"},
         "top_p": {"top_p": 0.0},
-        "begins from noise": {"source": pictures(2)},
+        "does not take source": {"source": pictures(2)},
     }.items():
         with pytest.raises(ConfigError, match=message):
             model.sample(2, **controls)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.errors import ConfigError
-from ..core.labels import refuse_labels, refuse_source
+from ..core.labels import refuse, refuse_labels
 from ..core.likelihood import bits_per_dim
 from ..core.model import Losses, Model
 from ..nn.masked import MaskedMLP
@@ -89,7 +89,7 @@ class MaskedBinaryModel(Model):
         Raises `ConfigError` for a temperature below 0, or labels or a source that say nothing to this model.
         """
         refuse_labels(labels)
-        refuse_source(source)
+        refuse(captions=captions, source=source, mask=mask)
         if temperature < 0:
             raise ConfigError(f"a temperature is 0 or more, not {temperature}")
         dims = self.network.inputs

@@ -33,12 +33,6 @@ def refuse_labels(labels: object) -> None:
         raise ConfigError("this model was trained without labels; leave labels away")
 
 
-def refuse_source(source: object) -> None:
-    """Raises `ConfigError` where a picture to begin from is given to a model that begins from noise."""
-    if source is not None:
-        raise ConfigError("this model begins from noise; leave source away")
-
-
 def refuse(**conditions: Any) -> None:
     """Raises `ConfigError` where a condition is given that the model does not take."""
     for name, given in conditions.items():

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import refuse_labels, refuse_source
+from ..core.labels import refuse, refuse_labels
 from ..core.likelihood import Pixels
 from ..core.model import Losses, Model
 from .likelihoods import LikelihoodConfig, LogisticsConfig
@@ -247,7 +247,7 @@ class Autoencoder(Coder):
         Raises `ConfigError` for other codes, or labels or a source that say nothing to this model.
         """
         refuse_labels(labels)
-        refuse_source(source)
+        refuse(captions=captions, source=source, mask=mask)
         if codes not in ("fitted", "standard"):
             raise ConfigError(f"codes are 'fitted' or 'standard', not {codes!r}")
         return self.decode(self.random_codes(PictureRandom(picture_seeds(n, seeds), self.device), codes == "fitted"))
@@ -426,6 +426,7 @@ class GenerativeDAE(Model):
         Raises `ConfigError` for another kind of pixels, no steps, a source of another shape, or labels.
         """
         refuse_labels(labels)
+        refuse(captions=captions, mask=mask)
         if pixels not in ("mean", "drawn"):
             raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
         state = self._walk(n, source, seeds, steps)[-1]

@@ -297,7 +297,10 @@ class CVAE(VariationalModel):
 
         Raises `ConfigError` without a source, or for another kind of pixels or a temperature below 0.
         """
-        drawn = super().sample(n, labels=labels, source=source, seeds=seeds, temperature=temperature, pixels=pixels)
+        drawn = super().sample(
+            n, labels=labels, captions=captions, source=source, mask=mask, seeds=seeds, temperature=temperature,
+            pixels=pixels,
+        )  # fmt: skip
         return self._completed(drawn, self._checked(n, source))
 
     def _completed(self, drawn: Tensor, images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.errors import ConfigError
+from ..core.labels import refuse, refuse_labels
 from .gaussian import Gaussian
 from .likelihoods import Likelihood
 from .model import Draws, Latents, VariationalModel, check_controls, refuse_doubly
@@ -107,11 +108,14 @@ class GroupedModel(VariationalModel):
         """
         if layers is None:
             return super().sample(
-                n, labels=labels, source=source, seeds=seeds, temperature=temperature, pixels=pixels
+                n, labels=labels, captions=captions, source=source, mask=mask, seeds=seeds, temperature=temperature,
+                pixels=pixels,
             )  # fmt: skip
         if not 0 <= layers <= self.groups:
             raise ConfigError(f"this model draws z in {self.groups} groups; layers is one of 0 ... {self.groups}")
         check_controls(pixels, temperature)
+        refuse_labels(labels)
+        refuse(captions=captions, source=source, mask=mask)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         numbers = self.generate(n, Draws(random), temperature, layers)
         return self.likelihood.mean(numbers) if pixels == "mean" else self.likelihood.draw(numbers, random)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.errors import ConfigError
-from ..core.labels import refuse_labels, refuse_source
+from ..core.labels import refuse, refuse_labels
 from ..core.likelihood import Pixels
 from ..core.model import Latents as Latents
 from ..core.model import Losses, Model
@@ -135,6 +135,7 @@ class VariationalModel(Model):
         to this model.
         """
         check_controls(pixels, temperature)
+        refuse(captions=captions, mask=mask)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         numbers = self._asked(n, Draws(random), temperature, labels, source)
         return self.likelihood.mean(numbers) if pixels == "mean" else self.likelihood.draw(numbers, random)
@@ -147,7 +148,7 @@ class VariationalModel(Model):
         Raises `ConfigError` where such things say nothing to the model.
         """
         refuse_labels(labels)
-        refuse_source(source)
+        refuse(source=source)
         return self.generate(n, draws, temperature)
 
     def _repeated(self, batch: Batch, random: PictureRandom, times: int) -> tuple[Batch, tuple[Tensor, ...], Draws]:

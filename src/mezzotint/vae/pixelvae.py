@@ -13,7 +13,7 @@ from ..autoregressive.pixelcnn import PixelCNNConfig, one_channel, sample_pixels
 from ..core.batch import PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import refuse_labels, refuse_source
+from ..core.labels import refuse, refuse_labels
 from .likelihoods import LogisticsConfig
 from .model import Draws, check_controls
 from .networks import ConvConfig, MLPConfig, begin
@@ -188,7 +188,7 @@ class PixelVAE(VAE):
         """
         check_controls(pixels, temperature)
         refuse_labels(labels)
-        refuse_source(source)
+        refuse(captions=captions, source=source, mask=mask)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         z = temperature * Draws(random).normal(self.config.latent)
         images = self.draw(z, random)

@@ -17,7 +17,7 @@ from ..autoregressive.tokens import PixelCNNPriorConfig, TokenPriorConfig
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import choose_labels, given_labels, labels_of, refuse_source
+from ..core.labels import choose_labels, given_labels, labels_of, refuse
 from ..core.likelihood import Pixels
 from ..core.model import Losses, Model
 from .likelihoods import LikelihoodConfig, LogisticsConfig
@@ -269,7 +269,7 @@ class VQVAEPrior(Model):
 
         Raises `ConfigError` for labels or controls that do not fit, or a source, which says nothing to this model.
         """
-        refuse_source(source)
+        refuse(captions=captions, source=source, mask=mask)
         if pixels not in ("mean", "drawn"):
             raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
         random = PictureRandom(picture_seeds(n, seeds), self.device)
