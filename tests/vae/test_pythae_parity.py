@@ -8,10 +8,13 @@ from torch import nn
 
 import mezzotint.vae.model
 from mezzotint.core.batch import Batch
+from mezzotint.vae.autoencoders import Autoencoder, AutoencoderConfig
 from mezzotint.vae.likelihoods import BernoulliConfig, GaussianPixelsConfig
 from mezzotint.vae.networks import MLPConfig
 from mezzotint.vae.objectives import ELBO, Capacity, ImportanceWeighted
+from mezzotint.vae.quantiser import CodebookConfig
 from mezzotint.vae.vae import VAE, VAEConfig
+from mezzotint.vae.vq_vae import VQVAE, VQVAEConfig
 
 pytestmark = pytest.mark.oracles
 pythae = pytest.importorskip("pythae.models")
@@ -85,15 +88,16 @@ def compared(model, peer, images, draws=1, binary=True, noise=None, **rest):
     batch.random = lambda: Noise(noise)
     peer._sample_gauss = lambda mean, std: (mean + std * noise.view_as(mean), None)
 
-    def gradient(loss):
-        model.zero_grad()
-        loss.backward()
-        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
     mine = model(batch).total
-    mine = mine.detach(), gradient(mine)
+    mine = mine.detach(), gradient(model, mine)
     output = peer({"data": (images + 1) / 2 if binary else images}, **rest)
-    return mine, (output.loss.detach(), gradient(output.loss)), output
+    return mine, (output.loss.detach(), gradient(model, output.loss)), output
+
+
+def gradient(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
 def relative(mine, other):
@@ -119,6 +123,51 @@ def test_loss_and_gradient_are_those_of_pythae(truth, system, name, objective, s
     truth(system, f"gradient with {kind} pixels, relative", f"pythae 0.1.2 {name}", relative(mine[1], other[1]), 1e-15)
     its = output.recon_loss + settings.get("beta", 1.0) * output.reg_loss
     assert float(its.detach()) == pytest.approx(float(other[0]))
+
+
+class Coder(BaseEncoder):
+    """An encoder that answers a code, or a map of them, and nothing else."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return ModelOutput(embedding=self.network(x))
+
+
+def test_an_autoencoder_is_that_of_pythae(truth):
+    model = Autoencoder(AutoencoderConfig(SIZE, latent=LATENT, network=MLPConfig((10, 9), "tanh"))).double()
+    config = pythae.AEConfig(input_dim=(1, SIZE, SIZE), latent_dim=LATENT)
+    peer = pythae.AE(config, encoder=Coder(model.encoder), decoder=Decoder(model, binary=False))
+    images = pictures(binary=False)
+    mine, other = model(Batch(images)).total, peer({"data": images}).loss
+    error = relative(mine.detach(), other.detach()) + relative(gradient(model, mine), gradient(model, other))
+    truth("autoencoder", "loss and gradient, relative", "pythae 0.1.2 AE", error, 2e-15)
+
+
+def test_a_whole_vq_vae_is_that_of_pythae(truth):
+    """Its pixels have sigma^2 = 1/2 without a constant, and its codebook's terms are means over the D numbers, too."""
+    D = 3
+    codebook = CodebookConfig(7, D, positions="mean", update="gradient", kmeans=0, revive_below=0)
+    pixels = GaussianPixelsConfig(math.sqrt(0.5))
+    model = VQVAE(VQVAEConfig(8, width=6, levels=1, blocks=1, codebook=codebook, likelihood=pixels)).eval()
+    config = pythae.VQVAEConfig(
+        input_dim=(1, 8, 8), latent_dim=D, num_embeddings=7, commitment_loss_factor=codebook.beta * D,
+        quantization_loss_factor=float(D), use_ema=False,
+    )  # fmt: skip
+    peer = pythae.VQVAE(config, encoder=Coder(model.encoder), decoder=Decoder(model, binary=False))
+    peer.quantizer.embeddings.weight = model.quantiser.codebook
+    images = torch.randn(B, 1, 8, 8)
+    with torch.no_grad():
+        codes = model.encode(images)
+    assert len(codes.unique()) > 3
+    mine, output = model(Batch(images)).total, peer({"data": images})
+    assert torch.equal(codes, output.quantized_indices[:, 0])
+    constant = 64 / 2 * math.log(math.pi)
+    error = relative(mine.detach() - constant, output.loss.detach())
+    error += relative(gradient(model, mine), gradient(model, output.loss))
+    truth("vq-vae", "loss and gradient of the first stage, relative", "pythae 0.1.2 VQVAE", error, 1e-6)
 
 
 @pytest.mark.parametrize("steps", [0, 3, 10])
