@@ -43,6 +43,7 @@ SHOWN = (
     "kl",
     "active_units",
     "accuracy",
+    "restored_mse",
 )
 
 
@@ -64,6 +65,7 @@ GUIDED = "--guidance 1"
 ENTRIES = (
     Entry("classifier", pictures=150_000, evaluate="--data fashion", draws=False),
     Entry("autoencoder", pictures=200_000),
+    Entry("denoising-autoencoder", pictures=200_000, evaluate="--data fashion", draws=False),
     Entry("generative-dae", pictures=300_000),
     Entry("vae", pictures=200_000),
     Entry("beta-vae", pictures=200_000),
