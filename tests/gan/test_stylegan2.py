@@ -289,6 +289,20 @@ def test_truncation_ends_at_the_mean_picture():
     assert not torch.allclose(coarse[0], coarse[1], atol=1e-2)
 
 
+def test_strengths_of_noise_learn_as_fast_as_is_said():
+    """The same picture, of a strength s / noise_lr, whose gradient is noise_lr times as large."""
+    fast = Synthesis(TINY, 1, 8).double()
+    slow = Synthesis(StyleGAN2Networks(**{**vars(TINY), "noise_lr": 0.1}), 1, 8).double()
+    slow.load_state_dict(fast.state_dict())
+    w, noise = torch.randn(2, 6).double(), torch.randn(2, fast.noises).double()
+    for synthesis, strength in ((fast, 0.3), (slow, 3.0)):
+        for layer in synthesis.layers:
+            torch.nn.init.constant_(layer.strength, strength)
+    assert torch.allclose(fast(w, noise), slow(w, noise))
+    gradients = [torch.autograd.grad(s(w, noise).square().sum(), s.layers[0].strength)[0] for s in (fast, slow)]
+    assert torch.allclose(0.1 * gradients[0], gradients[1])
+
+
 def test_every_style_is_seen_in_the_picture():
     made = model()
     w = torch.randn(1, made.styles, 6, requires_grad=True)
@@ -351,4 +365,6 @@ def test_what_cannot_be_is_refused():
         config(mixing=1.5)
     with pytest.raises(ConfigError, match="group"):
         StyleGAN2Networks(group=1)
+    with pytest.raises(ConfigError, match="noise_lr"):
+        StyleGAN2Networks(noise_lr=0.0)
     assert math.isclose(config().mixing, 0.9)

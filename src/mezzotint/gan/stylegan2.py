@@ -46,6 +46,7 @@ class StyleGAN2Networks(Pyramid):
     width: int = 512  # of w
     mapping_layers: int = 8
     mapping_lr: float = 0.01  # how fast the mapping network learns beside the others
+    noise_lr: float = 1.0  # and how fast the strengths of the noise
     group: int = 4  # pictures whose deviation the discriminator sees; 0: it sees none
     start: Literal["constant", "waves"] = "constant"  # waves can be moved: config B of Karras et al. 2021
     modulation: Literal["scaled", "grouped"] = "scaled"  # how it is computed: see `modulated` and `modulated_grouped`
@@ -56,8 +57,9 @@ class StyleGAN2Networks(Pyramid):
         for name in ("width", "mapping_layers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.mapping_lr > 0:
-            raise ConfigError(f"mapping_lr must be above 0, not {self.mapping_lr}")
+        for name in ("mapping_lr", "noise_lr"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.group == 1 or self.group < 0:
             raise ConfigError(f"group is a number of pictures, at least 2, or 0 for no deviation, not {self.group}")
 
@@ -160,16 +162,19 @@ class ModulatedConv2d(Equalised):
 class StyledLayer(nn.Module):
     """A modulated convolution, noise of a learned strength, the bias, and leaky ReLU of gain sqrt(2)."""
 
-    def __init__(self, in_channels: int, out_channels: int, width: int, up: bool, grouped: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, width: int, up: bool, grouped: bool, noise_lr: float = 1.0
+    ) -> None:
         super().__init__()
         self.conv = ModulatedConv2d(in_channels, out_channels, 3, width, up=up, grouped=grouped)
-        self.strength = nn.Parameter(torch.zeros(()))  # of the noise
+        self.strength = nn.Parameter(torch.zeros(()))  # of the noise, in units of noise_lr
+        self.noise_lr = noise_lr
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         """(B, C_in, H, W), (B, width), (B or 1, 1, H', W') -> (B, C_out, H', W')."""
         added = cast("Tensor", self.conv.bias)[:, None, None]
         if noise is not None:
-            added = added + self.strength * noise
+            added = added + self.noise_lr * self.strength * noise
         gain = math.sqrt(2)  # before the leaky ReLU or behind it is the same, and here it costs nothing
         return F.leaky_relu(self.conv(x, w, gain) + gain * added, SLOPE)
 
@@ -194,10 +199,13 @@ class Synthesis(nn.Module):
         waves = network.start == "waves"
         self.constant = None if waves else nn.Parameter(torch.randn(widths[0], sizes[0], sizes[0]))
         self.waves = Waves(widths[0], sizes[0], sizes[0], sizes[0] / 2) if waves else None
-        layers = [StyledLayer(widths[0], widths[0], network.width, False, grouped)]
+
+        def layer(before: int, after: int, up: bool = False) -> StyledLayer:
+            return StyledLayer(before, after, network.width, up, grouped, network.noise_lr)
+
+        layers = [layer(widths[0], widths[0])]
         for before, after in pairwise(widths):
-            layers.append(StyledLayer(before, after, network.width, True, grouped))
-            layers.append(StyledLayer(after, after, network.width, False, grouped))
+            layers += [layer(before, after, up=True), layer(after, after)]
         self.layers = nn.ModuleList(layers)
         self.to_picture = nn.ModuleList(
             ModulatedConv2d(width, channels, 1, network.width, demodulate=False, grouped=grouped) for width in widths

@@ -487,10 +487,13 @@ stylegan = System(
 
 
 def small_styles(data: PictureSpec) -> StyleGAN2Networks:
-    """Maps from 7 or 8 pixels on, 24 channels at the picture's size, a short mapping that learns faster."""
+    """Maps from 7 or 8 pixels on, 24 channels at the picture's size, a short mapping that learns faster.
+
+    At the small recipe's rate, noise would drown colours before they are learned; so its strengths learn more slowly.
+    """
     return StyleGAN2Networks(
         channel_base=24 * data.image_size, channel_max=64, coarsest=7, width=64, mapping_layers=3, mapping_lr=0.1,
-        group=0,
+        noise_lr=0.1, group=0,
     )  # fmt: skip
 
 
