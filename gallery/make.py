@@ -100,7 +100,13 @@ ENTRIES = (
     Entry("progan", pictures=100_000),
     Entry("stylegan", pictures=100_000),
     Entry("stylegan2", pictures=100_000),
-    Entry("stylegan2-ada", pictures=40_000, data="sprites --image-size 64", evaluate=SPRITES_JUDGED),
+    Entry(
+        "stylegan2-ada",
+        pictures=20_000,
+        data="sprites --image-size 64",
+        train="--set network.noise_lr=0.01",  # or noise is what colours and texture are made of first
+        evaluate=SPRITES_JUDGED,
+    ),
     Entry("stylegan3-t", pictures=80_000),
     Entry("stylegan3-r", pictures=70_000),
     Entry("fvsbn", pictures=200_000),
