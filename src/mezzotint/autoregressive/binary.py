@@ -86,7 +86,8 @@ class MaskedBinaryModel(Model):
         temperature  logits are divided by it; 0: each pixel is the likelier of the two
         cached       False: the network goes over the whole picture for each pixel, to compare with
 
-        Raises `ConfigError` for a temperature below 0, or labels or a source that say nothing to this model.
+        Raises `ConfigError` for a temperature below 0, or labels, captions, a source or a mask, which say nothing to
+        this model.
         """
         refuse_labels(labels)
         refuse(captions=captions, source=source, mask=mask)

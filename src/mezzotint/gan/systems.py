@@ -21,15 +21,15 @@ from .stylegan import StyleGAN, StyleGANConfig, StyleGANNetworks
 from .stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Networks
 from .stylegan3 import StyleGAN3, StyleGAN3Config, StyleGAN3Networks
 
+# Nearly all GANs learn at a constant rate. A player's gradients grow a hundredfold as the other one learns: that is no
+# fault to be skipped
+ADVERSARIES: dict[str, Any] = {"warmup": 0, "decay": "constant", "skip_factor": 1000.0}
+
 
 def _recipe(lr: float, betas: tuple[float, float], batch_size: int = 64, **choices: Any) -> Recipe:
-    """Adam for both players, at a constant rate, as nearly all GANs have it.
-
-    A player's gradients grow a hundredfold as the other one learns: that is no fault to be skipped.
-    """
+    """Adam for both players, and an average of the generator."""
     optimizers = {"model": Optimizer("adam", lr=lr, betas=betas, clip=None)}
-    same: dict[str, Any] = {"warmup": 0, "decay": "constant", "ema_half_life": 10_000, "skip_factor": 1000.0}
-    return Recipe(batch_size=batch_size, optimizers=optimizers, **{**same, **choices})
+    return Recipe(batch_size=batch_size, optimizers=optimizers, **{**ADVERSARIES, "ema_half_life": 10_000, **choices})
 
 
 # Of few pictures many steps, 3,125 of both players for 100,000. From weights of N(0, 0.02^2), 40,000 pictures, r1-gan:
@@ -44,8 +44,8 @@ WGAN_RECIPE = _recipe(5e-5, (0.0, 0.99), 64, ema_half_life=0)
 # The configuration that the authors of Goodfellow et al. 2014 published for MNIST: batches of 100, gradient descent at
 # 0.1 with momentum 0.5; there the rate falls in the course of the training, and momentum rises to 0.7
 NEURONS_RECIPE = Recipe(
-    batch_size=100, warmup=0, decay="constant", ema_half_life=0,
-    optimizers={"model": Optimizer("sgd", lr=0.1, betas=(0.5, 0.0), clip=None)},
+    batch_size=100, ema_half_life=0, optimizers={"model": Optimizer("sgd", lr=0.1, betas=(0.5, 0.0), clip=None)},
+    **ADVERSARIES,
 )  # fmt: skip
 
 
@@ -377,11 +377,12 @@ projection_gan = System(
 
 # Brock et al. 2018, appendix C: batches of 2048, Adam with beta 0 and 0.999, two critic steps, EMA 0.9999
 BIGGAN_RECIPE = Recipe(
-    batch_size=2048, pictures=1_000_000_000, warmup=0, decay="constant", ema_half_life=14_195_000,
+    batch_size=2048, pictures=1_000_000_000, ema_half_life=14_195_000,
     optimizers={
         "generator": Optimizer("adam", lr=5e-5, betas=(0.0, 0.999), eps=1e-6, clip=None),
         "discriminator": Optimizer("adam", lr=2e-4, betas=(0.0, 0.999), eps=1e-6, clip=None),
     },
+    **ADVERSARIES,
 )  # fmt: skip
 
 

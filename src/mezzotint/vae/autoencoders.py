@@ -244,7 +244,7 @@ class Autoencoder(Coder):
         codes  "fitted": from the Gaussian with the mean and covariance of the codes of training pictures; "standard":
                from N(0, I), which knows nothing of them
 
-        Raises `ConfigError` for other codes, or labels or a source that say nothing to this model.
+        Raises `ConfigError` for other codes, or labels, captions, a source or a mask, which say nothing to it.
         """
         refuse_labels(labels)
         refuse(captions=captions, source=source, mask=mask)

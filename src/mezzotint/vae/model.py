@@ -131,8 +131,8 @@ class VariationalModel(Model):
         temperature  of the prior's standard deviations
         pixels       "mean": E[x | z], as most papers show; "drawn": x from p(x | z), the model's own pictures
 
-        Raises `ConfigError` for another kind of pixels, a temperature below 0, or labels or a source that say nothing
-        to this model.
+        Raises `ConfigError` for another kind of pixels, a temperature below 0, or labels, captions, a source or a
+        mask, which say nothing to this model.
         """
         check_controls(pixels, temperature)
         refuse(captions=captions, mask=mask)

@@ -183,8 +183,8 @@ class PixelVAE(VAE):
         pixels       "drawn": x from p(x | z); "mean": of the same picture, E[x_i | x_<i, z] of each pixel, as the paper
                      shows binary ones
 
-        Raises `ConfigError` for another kind of pixels, a temperature below 0, or labels or a source that say nothing
-        to this model.
+        Raises `ConfigError` for another kind of pixels, a temperature below 0, or labels, captions, a source or a
+        mask, which say nothing to this model.
         """
         check_controls(pixels, temperature)
         refuse_labels(labels)
