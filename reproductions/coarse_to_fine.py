@@ -18,7 +18,7 @@ from mezzotint.core.drawing import draw
 from mezzotint.data.grid import grid
 from mezzotint.evaluation.features import to_levels
 from mezzotint.vae.gaussian import Gaussian
-from mezzotint.vae.groups import GroupedModel
+from mezzotint.vae.groups import GroupedModel, Posterior
 
 SYSTEM = "vdvae"
 SEEDS = 10  # pictures in a row
@@ -35,7 +35,7 @@ def sharing(model: GroupedModel, upper: int, n: int, seed: int = 0) -> Tensor:
 
     one, own = noise(range(seed, seed + 1)), noise(range(seed + 1, seed + 1 + n))
 
-    def choose(group: int, prior: Gaussian, posterior: Gaussian | None) -> Tensor:
+    def choose(group: int, prior: Gaussian, posterior: Posterior | None) -> Tensor:
         return prior.at(one[group].expand_as(own[group]) if group < upper else own[group])
 
     return model.likelihood.mean(model.descend(n, None, choose))

@@ -30,6 +30,11 @@ class Given(Draws):
         return found
 
 
+def together(noise: list[Tensor]) -> Given:
+    """Noise of all groups of a hierarchy, as it is drawn for one picture after the other."""
+    return Given(torch.cat([one.flatten(1) for one in noise], 1))
+
+
 class Nodes:
     """In place of `Draws`: every point of a grid for each picture, whose weighted sum is a mean over N(0, I)."""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
-from vae.quadrature import Given, binary_pictures, hermite, likelihood_of
+from vae.quadrature import binary_pictures, hermite, likelihood_of, together
 
 from mezzotint.core.batch import Batch, PictureRandom
 from mezzotint.core.errors import ConfigError
@@ -140,7 +140,7 @@ def test_divergences_are_those_of_equation_31(truth):
     model, x = ladder(latents=(3, 2, 2), hidden=(8, 6, 5)), binary()
     noise = [torch.randn(5, d).double() for d in (2, 2, 3)]
     seen = model.recognise(Batch(x))
-    inferred = model.infer(Batch(x), seen, Given(*noise))
+    inferred = model.infer(Batch(x), seen, together(noise))
     z, expected, log_ratio = None, [], 0.0
     for level, e, mean, log_std in zip(model.levels, noise, seen[::2], seen[1::2], strict=True):
         q = p = Normal(torch.zeros_like(mean), torch.ones_like(mean))
@@ -172,7 +172,7 @@ def test_probabilities_of_all_binary_pictures_sum_to_one_and_bounds_are_below_th
     top, low = torch.cartesian_prod(values, values).T[..., None]
     every = binary_pictures()
     with torch.no_grad():
-        numbers, _ = model.descend(3600, Given(top, low))
+        numbers = model.generate(3600, together([top, low]))
         exact = likelihood_of(model, numbers, torch.outer(weights, weights).flatten().log())
     truth("ladder-vae", "sum of p(x) over all 2 x 2 pictures", "1", (exact.exp().sum() - 1).abs(), 1e-13)
     found = model.elbo(every, samples=20_000)
@@ -189,11 +189,11 @@ def test_generation_is_inference_whose_posterior_is_the_prior(truth):
     noise = [torch.randn(n, d).double() for d in (2, 2, 3)]
     blind = (torch.zeros(n, 2).double(), torch.zeros(n, 2).double())
     silent = tuple(v for d in (2, 3) for v in (torch.zeros(n, d).double(), torch.full((n, d), 40.0).double()))
-    numbers, drawn = model.descend(n, Given(*noise), (*blind, *silent))
-    prior, _ = model.descend(n, Given(*noise))
-    error = max((numbers - prior).abs().max(), *(group.kl.abs().max() for group in drawn)).detach()
+    numbers = model.descend(n, (*blind, *silent), lambda k, prior, posterior: posterior.draw(noise[k], prior).z)
+    prior = model.generate(n, together(noise))
+    inferred = model.infer(Batch(binary(n)), (*blind, *silent), together(noise))
+    error = max((numbers - prior).abs().max(), inferred.kl.abs().max()).detach()
     truth("ladder-vae", "numbers of the posterior that is the prior", "numbers of the prior", error, 1e-12)
-    assert torch.equal(model.generate(n, Given(*noise)), prior)
 
 
 def test_latents_are_of_every_dimension_and_reconstructions_of_their_means():
@@ -201,13 +201,19 @@ def test_latents_are_of_every_dimension_and_reconstructions_of_their_means():
     found = model.latents(x)
     assert found.means.shape == found.kl.shape == (5, 5)
     seen = model.recognise(Batch(x))
-    numbers, drawn = model.descend(5, Given(*(torch.zeros(5, d) for d in (2, 3))), seen)
-    assert torch.equal(found.means, torch.cat([group.z for group in drawn], 1))
+    means = []
+
+    def choose(group, prior, posterior):
+        means.append(posterior.mean)
+        return posterior.mean
+
+    numbers = model.descend(5, seen, choose)
+    assert torch.equal(found.means, torch.cat(means, 1))
     assert torch.equal(found.means[:, :2], seen[0])
     assert torch.equal(model.reconstruct(x), torch.tanh(numbers / 2))
     assert torch.equal(model.decode(model.encode(x)), model.reconstruct(x))
     for dims in (2, 4, 6):
-        with pytest.raises(ConfigError, match=f"do not have {dims} dimensions"):
+        with pytest.raises(ConfigError, match=f"5 dimensions together, not {dims}"):
             model.decode(torch.zeros(1, dims).double())
     assert torch.equal(found.kl, model.infer(Batch(x), seen, Draws(PictureRandom(range(5)))).kl)
     alone = model.latents(x[3:], seeds=3).kl  # of its seed, not of its place in a batch
@@ -229,6 +235,20 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_halves(truth, objective, norma
         1e-15,
     )
     assert model(whole).parts.keys() >= {"reconstruction", "kl", "negative_elbo"}
+
+
+def test_of_fewer_levels_only_those_are_drawn():
+    model = ladder(latents=(3, 2), hidden=(8, 6))
+    none = model.sample(3, layers=0)
+    assert torch.equal(none[0], none[1])
+    assert torch.equal(model.sample(3, layers=2), model.sample(3))
+    top = Draws(PictureRandom(range(3))).normal(5)[:, :2]
+    z = [top.double(), gaussian_of(model.levels[1].prior(top.double())).mean]
+    expected = model.descend(3, None, lambda k, prior, posterior: z[k])
+    assert torch.allclose(model.sample(3, layers=1), torch.tanh(expected / 2), atol=1e-6)
+    assert not torch.allclose(model.sample(3, layers=1), model.sample(3), atol=1e-3)
+    with pytest.raises(ConfigError, match="2 groups"):
+        model.sample(1, layers=3)
 
 
 def test_colour_pictures_and_convolutions():

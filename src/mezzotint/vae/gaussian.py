@@ -11,6 +11,14 @@ from torch import Tensor
 LOG_2PI = math.log(2 * math.pi)
 
 
+class Drawn(NamedTuple):
+    """z of a posterior q, beside a prior p."""
+
+    z: Tensor  # (B, ...)
+    kl: Tensor  # KL(q || p) of each dimension, in closed form or at this z, nats, of z's shape
+    log_ratio: Tensor  # ln p(z) - ln q(z), nats, (B,)
+
+
 class Gaussian(NamedTuple):
     """N(mean, diag(std^2)) over tensors (B, ...), each row a distribution of its own."""
 
@@ -32,6 +40,11 @@ class Gaussian(NamedTuple):
     def at(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
         """z = mean + temperature std noise (survey, eq. 13), of the noise's shape."""
         return self.mean + temperature * self.log_std.exp() * noise
+
+    def draw(self, noise: Tensor, prior: Gaussian) -> Drawn:
+        """z of standard normal noise, and what it and this distribution are beside a prior; the KL in closed form."""
+        z = self.at(noise)
+        return Drawn(z, self.kl(prior), prior.log_prob(z) - self.log_prob(z))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """ln N(z), nats, summed over all but the first dimension: (B,)."""

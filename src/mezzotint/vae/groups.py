@@ -1,4 +1,4 @@
-"""Codes in groups, drawn one after the other from the coarsest to the finest: what VDVAE and NVAE do alike."""
+"""Codes in groups, drawn one after the other from the coarsest to the finest: what all hierarchies do alike."""
 
 from __future__ import annotations
 
@@ -13,32 +13,42 @@ from torch import Tensor
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.errors import ConfigError
 from ..core.labels import refuse, refuse_labels
-from .gaussian import Gaussian
+from .gaussian import Drawn, Gaussian
 from .likelihoods import Likelihood
 from .model import Draws, Latents, VariationalModel, check_controls, refuse_doubly
 from .objectives import Inferred, ObjectiveConfig
 
 
+class Posterior(Protocol):
+    """q(z_l | z_<l, x): a Gaussian, or what begins as one."""
+
+    def draw(self, noise: Tensor, prior: Gaussian) -> Drawn:
+        """z_l of standard normal noise, beside p(z_l | z_<l)."""
+
+
 class Choose(Protocol):
     """Which z_l to go on with."""
 
-    def __call__(self, group: int, prior: Gaussian, posterior: Gaussian | None) -> Tensor:
+    def __call__(self, group: int, prior: Gaussian, posterior: Posterior | None) -> Tensor:
         """z_l, of the prior's shape, given p(z_l | z_<l) and, where a picture is seen, q(z_l | z_<l, x)."""
 
 
 class GroupedModel(VariationalModel):
-    """p(z) = prod_l p(z_l | z_<l) and q(z | x) = prod_l q(z_l | z_<l, x), each group a map of Gaussians.
+    """p(z) = prod_l p(z_l | z_<l) and q(z | x) = prod_l q(z_l | z_<l, x), each prior a vector or map of Gaussians.
 
     Both go down the same network, so that the bound is
 
         E_q[ln p(x | z)] - sum_l E_q[KL(q(z_l | z_<l, x) || p(z_l | z_<l))]      (survey, eq. 29-31)
 
-    with each KL in closed form. A subclass says how one goes down (`descend`), given which z is taken in each group.
+    with each KL in closed form where the posterior is Gaussian, too. The survey counts its groups from the top, as is
+    done here. A subclass says how one goes down (`descend`), given which z is taken in each group.
 
-    shapes  of the groups from the first that is drawn to the last, (channels, height, width)
+    shapes      of the groups from the first that is drawn to the last, (channels, height, width) or (dimensions,)
+    by_channel  a column of `Inferred.kl` is a channel (or dimension) of a group, and no whole group
     """
 
-    shapes: list[tuple[int, int, int]]
+    shapes: list[tuple[int, ...]]
+    by_channel = False
 
     def __init__(self, likelihood: Likelihood, objective: ObjectiveConfig) -> None:
         super().__init__(likelihood, objective)
@@ -54,19 +64,11 @@ class GroupedModel(VariationalModel):
         return len(self.shapes)
 
     def infer(self, batch: Batch, seen: tuple[Tensor, ...], draws: Draws) -> Inferred:
-        """One z each; the KL of each group in closed form, given the groups above it as they were drawn."""
-        noise, kl, log_ratio = self._split(draws.normal(self._width)), [], []
-
-        def choose(group: int, prior: Gaussian, posterior: Gaussian | None) -> Tensor:
-            assert posterior is not None
-            z = posterior.at(noise[group])
-            kl.append(posterior.kl(prior).flatten(1).sum(1))
-            log_ratio.append(prior.log_prob(z) - posterior.log_prob(z))
-            return z
-
-        numbers = self.descend(len(seen[0]), seen, choose)
-        log_likelihood = self.likelihood.log_prob(numbers, batch.images)
-        return Inferred(log_likelihood, torch.stack(kl, 1), torch.stack(log_ratio, 1).sum(1))
+        """One z each; the KL of each group given the groups above it as they were drawn."""
+        numbers, drawn = self._follow(seen, draws.normal(self._width))
+        columns = [_by_channel(group.kl) if self.by_channel else group.kl.flatten(1).sum(1)[:, None] for group in drawn]
+        log_ratio = torch.stack([group.log_ratio for group in drawn]).sum(0)
+        return Inferred(self.likelihood.log_prob(numbers, batch.images), torch.cat(columns, 1), log_ratio)
 
     def generate(self, n: int, draws: Draws, temperature: float = 1.0, layers: int | None = None) -> Tensor:
         """Numbers for the pixels, (n, outputs, H, W).
@@ -78,7 +80,7 @@ class GroupedModel(VariationalModel):
         noise = self._split(draws.normal(self._width))
         drawn = self.groups if layers is None else layers
 
-        def choose(group: int, prior: Gaussian, posterior: Gaussian | None) -> Tensor:
+        def choose(group: int, prior: Gaussian, posterior: Posterior | None) -> Tensor:
             return prior.at(noise[group], temperature) if group < drawn else prior.mean
 
         return self.descend(n, None, choose)
@@ -127,34 +129,39 @@ class GroupedModel(VariationalModel):
         means  of each group given those of the groups above it, over the positions of the channel's map
         kl     given one draw of the groups above (picture k with seed k), right on average, summed over positions
         """
-        seen, kl = self.recognise(Batch(images)), []
+        seen = self.recognise(Batch(images))
         random = PictureRandom(picture_seeds(len(images), seeds), images.device)
-        noise = self._split(Draws(random).normal(self._width))
-
-        def choose(group: int, prior: Gaussian, posterior: Gaussian | None) -> Tensor:
-            assert posterior is not None
-            kl.append(posterior.kl(prior).sum((2, 3)))
-            return posterior.at(noise[group])
-
-        self.descend(len(images), seen, choose)
-        return Latents(torch.cat([mean.mean((2, 3)) for mean in self._means(seen)], 1), torch.cat(kl, 1))
+        _, drawn = self._follow(seen, Draws(random).normal(self._width))
+        means = [z.flatten(2).mean(2) if z.dim() > 2 else z for z in self._means(seen)]
+        kl = [_by_channel(group.kl) for group in drawn]
+        return Latents(torch.cat(means, 1), torch.cat(kl, 1))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """The posterior mean of each group given those of the groups above, one after the other: (B, sum of sizes)."""
+        """Each group without noise, its posterior's mean given those of the groups above: (B, sum of sizes).
+
+        Where the posterior is a flow, it is what the flow makes of the mean that it begins with.
+        """
         return torch.cat([mean.flatten(1) for mean in self._means(self.recognise(Batch(images)))], 1)
 
     def _means(self, seen: tuple[Tensor, ...]) -> list[Tensor]:
-        """The posterior mean of each group given those of the groups above, (B, C, H, W) each."""
-        means: list[Tensor] = []
+        """Each group without noise, of its shape."""
+        still = next(self.parameters()).new_zeros(len(seen[0]), self._width)
+        return [group.z for group in self._follow(seen, still)[1]]
 
-        def choose(group: int, prior: Gaussian, posterior: Gaussian | None) -> Tensor:
+    def _follow(self, seen: tuple[Tensor, ...], noise: Tensor) -> tuple[Tensor, list[Drawn]]:
+        """Down by the posteriors of what was seen: the numbers for the pixels, and each group.
+
+        noise  standard normal, (B, sum of sizes)
+        """
+        parts, drawn = self._split(noise), list[Drawn]()
+
+        def choose(group: int, prior: Gaussian, posterior: Posterior | None) -> Tensor:
             assert posterior is not None
-            means.append(posterior.mean)
-            return posterior.mean
+            drawn.append(posterior.draw(parts[group], prior))
+            return drawn[-1].z
 
-        self.descend(len(seen[0]), seen, choose)
-        return means
+        return self.descend(len(noise), seen, choose), drawn
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
@@ -177,6 +184,11 @@ class GroupedModel(VariationalModel):
         """The groups of (B, sum of sizes)."""
         parts = flat.split([math.prod(shape) for shape in self.shapes], 1)
         return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes)]
+
+
+def _by_channel(values: Tensor) -> Tensor:
+    """The sum over the positions of a map, (B, C); values of a vector as they are."""
+    return values.flatten(2).sum(2) if values.dim() > 2 else values
 
 
 def halved(size: int, rate: int = 2) -> int:

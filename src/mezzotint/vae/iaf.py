@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,10 @@ from torch.nn.utils.parametrizations import weight_norm
 from ..core.config import Config
 from ..core.errors import ConfigError
 from ..nn.masked import MaskedConv2d
-from .gaussian import LOG_2PI, Gaussian
+from .gaussian import LOG_2PI, Drawn, Gaussian
 from .likelihoods import LikelihoodConfig, LogisticsConfig
-from .model import refuse_doubly
 from .objectives import ELBO, ObjectiveConfig
-from .topdown import Drawn, Level, TopDownModel
+from .topdown import Level, TopDownModel
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ class IAFConfig(Config):
                 f"pictures of {self.image_size} pixels cannot be halved {len(self.depths)} times; use a multiple of"
                 f" {factor} or fewer sizes in depths"
             )
-        refuse_doubly(self.objective, "a ladder, whose z are drawn one from the other")
 
     def begun(self, layer: nn.Conv2d | nn.ConvTranspose2d, heads: int = 0) -> nn.Module:
         """A layer with weights as in Glorot and Bengio 2010, a tenth of them for its first `heads` outputs."""
@@ -122,6 +121,29 @@ class IAFStep(nn.Module):
         return z
 
 
+class Flowing(NamedTuple):
+    """What a flow makes of a Gaussian."""
+
+    begin: Gaussian  # over maps (B, latent, H, W)
+    context: Tensor  # (B, width, H, W)
+    steps: Iterable[nn.Module]
+
+    def draw(self, noise: Tensor, prior: Gaussian) -> Drawn:
+        """In place of the KL, which has no closed form, ln q(z) - ln p(z) of each element of this z."""
+        z = self.begin.at(noise)
+        log_q = log_density(self.begin, z)
+        for step in self.steps:
+            z, log_det = step(z, self.context)
+            log_q = log_q - log_det
+        kl = log_q - log_density(prior, z)
+        return Drawn(z, kl, -kl.flatten(1).sum(1))
+
+
+def log_density(gaussian: Gaussian, z: Tensor) -> Tensor:
+    """Of each element, nats, of z's shape."""
+    return -(0.5 * (((z - gaussian.mean) * torch.exp(-gaussian.log_std)) ** 2 + LOG_2PI) + gaussian.log_std)
+
+
 class IAFLevel(Level):
     """A residual block going up, and one going down in which z is drawn.
 
@@ -162,35 +184,18 @@ class IAFLevel(Level):
         prior_mean, prior_log_std, *rest = self.down(F.elu(state)).split([z, z, z, z, h, h], 1)
         return Gaussian(prior_mean, prior_log_std), tuple(rest)
 
-    def posterior(self, rest: tuple[Tensor, ...], seen: tuple[Tensor, ...]) -> tuple[Gaussian, Tensor]:
-        """The Gaussian with which the flow begins, and its context."""
+    def posterior(
+        self, prior: Gaussian, rest: tuple[Tensor, ...], seen: tuple[Tensor, ...]
+    ) -> Gaussian | Flowing:  # fmt: skip
+        """What both ways say of mean, log-deviation and context, added; the flow from that Gaussian."""
         mean, log_std, context = (a + b for a, b in zip(rest[:3], seen, strict=True))
-        return Gaussian(mean, log_std), context
-
-    def infer(
-        self, prior: Gaussian, rest: tuple[Tensor, ...], seen: tuple[Tensor, ...], noise: Tensor, temperature: float
-    ) -> Drawn:
-        """From the flow; in place of the KL, which has no closed form, ln q(z) - ln p(z) of each element of that z."""
-        begin, context = self.posterior(rest, seen)
-        if not self.flow:
-            return Drawn.between(begin, prior, noise, temperature)
-        z = begin.at(noise, temperature)
-        log_q = log_density(begin, z)
-        for step in self.flow:
-            z, log_det = step(z, context)
-            log_q = log_q - log_det
-        kl = log_q - log_density(prior, z)
-        return Drawn(z, kl, -kl.flatten(1).sum(1))
+        begin = Gaussian(mean, log_std)
+        return Flowing(begin, context, self.flow) if self.flow else begin
 
     def onward(self, state: Tensor, rest: tuple[Tensor, ...], z: Tensor) -> Tensor:
         """The state, and of z and the map beside it what a convolution makes of them."""
         before = F.interpolate(state, scale_factor=2, mode="nearest") if self.halve else state
         return before + self.residual * cast("Tensor", self.on(F.elu(torch.cat([z, rest[3]], 1))))
-
-
-def log_density(gaussian: Gaussian, z: Tensor) -> Tensor:
-    """Of each element, nats, of z's shape."""
-    return -(0.5 * (((z - gaussian.mean) * torch.exp(-gaussian.log_std)) ** 2 + LOG_2PI) + gaussian.log_std)
 
 
 class IAFVAE(TopDownModel):
@@ -212,7 +217,9 @@ class IAFVAE(TopDownModel):
         likelihood = config.likelihood.build(config.channels)
         halves = [size > 0 and number == 0 for size, depth in enumerate(config.depths) for number in range(depth)]
         levels: list[Level] = [IAFLevel(config, halve, k == len(halves) - 1) for k, halve in enumerate(halves)]
-        super().__init__(likelihood, config.objective, levels[::-1])
+        sizes = [config.image_size >> (size + 1) for size, depth in enumerate(config.depths) for _ in range(depth)]
+        shapes: list[tuple[int, ...]] = [(config.latent, size, size) for size in reversed(sizes)]
+        super().__init__(likelihood, config.objective, levels[::-1], shapes)
         self.config = config
         self.first = config.begun(nn.Conv2d(config.channels, config.width, 5, stride=2, padding=2))
         size = config.image_size // 2 ** len(config.depths) if config.placed else 1

@@ -14,10 +14,9 @@ from ..core.config import Config
 from ..core.errors import ConfigError
 from .gaussian import Gaussian
 from .likelihoods import LikelihoodConfig, LogisticsConfig
-from .model import refuse_doubly
 from .networks import ACTIVATIONS, Activation, ConvConfig, NetworkConfig, begin
 from .objectives import ELBO, ObjectiveConfig
-from .topdown import Drawn, Level, TopDownModel
+from .topdown import Level, TopDownModel
 
 LEAST_VARIANCE = 1e-6
 
@@ -62,7 +61,6 @@ class LadderConfig(Config):
             raise ConfigError(
                 f"hidden has a number of neurons for each of the {len(self.latents)} levels, not {self.hidden}"
             )
-        refuse_doubly(self.objective, "a ladder, whose z are drawn one from the other")
 
     def layers(self, *widths: int) -> nn.Sequential:
         """Hidden layers of these widths, the first of which is that of the input."""
@@ -94,13 +92,10 @@ class LadderLevel(Level):
             return Gaussian.standard(state.new_empty(len(state), self.latent)), ()
         return gaussian_of(self.prior(state)), ()
 
-    def infer(
-        self, prior: Gaussian, rest: tuple[Tensor, ...], seen: tuple[Tensor, ...], noise: Tensor, temperature: float
-    ) -> Drawn:
-        """From the product of both Gaussians; the KL in closed form."""
+    def posterior(self, prior: Gaussian, rest: tuple[Tensor, ...], seen: tuple[Tensor, ...]) -> Gaussian:
+        """The product of what is seen and the prior."""
         below = Gaussian(*seen)
-        posterior = below if self.prior is None else precision_weighted(below, prior)
-        return Drawn.between(posterior, prior, noise, temperature)
+        return below if self.prior is None else precision_weighted(below, prior)
 
     def onward(self, state: Tensor, rest: tuple[Tensor, ...], z: Tensor) -> Tensor:
         """Z itself: the level below sees nothing else."""
@@ -132,7 +127,7 @@ class LadderVAE(TopDownModel):
         levels: list[Level] = [
             LadderLevel(config, *one) for one in zip(config.latents, above, widths, strict=True)
         ]  # fmt: skip
-        super().__init__(likelihood, config.objective, levels[::-1])
+        super().__init__(likelihood, config.objective, levels[::-1], [(latent,) for latent in config.latents[::-1]])
         self.config = config
         first = config.hidden[0]
         self.encoder = config.network.encoder(config.channels, config.image_size, first)
