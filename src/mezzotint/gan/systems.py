@@ -171,7 +171,8 @@ semi_supervised_gan = System(
     survey="section 3.1, reference [27]",
     summary=(
         "The discriminator names the class of real pictures, and takes for generated what it cannot name. So it learns "
-        "to classify from few labels and many pictures, while the generator matches what it sees on average."
+        "to classify from few labels and many pictures, while the generator matches what it sees on average: good for "
+        "the classifier, and for pictures that do not look appealing, as the paper has it (section 6.1)."
     ),
     needs=frozenset({"labels"}),
     stages=_one_stage(ClassifyingGAN, {
