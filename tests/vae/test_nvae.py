@@ -138,7 +138,7 @@ def test_the_probabilities_of_all_pictures_sum_to_one_and_the_bound_lies_below(t
 
 def test_with_the_prior_as_posterior_inference_is_generation():
     made = model(8, 0.1, latent=2)
-    for group in made.codes:
+    for group in made.latent_groups:
         nn.init.zeros_(group.posterior_net.weight)
         nn.init.zeros_(group.posterior_net.bias)
     images = torch.randn(5, 1, 8, 8).sign()

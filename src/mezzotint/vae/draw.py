@@ -15,7 +15,7 @@ from ..core.errors import ConfigError
 from .filterbank import NUMBERS, Attention, Rectangles, covering, read, write
 from .gaussian import Gaussian
 from .likelihoods import BernoulliConfig, LikelihoodConfig
-from .model import Draws, Latents, VariationalModel, refuse_doubly
+from .model import CodedModel, Draws, Latents, refuse_doubly
 from .objectives import ELBO, Inferred, ObjectiveConfig
 
 
@@ -120,7 +120,7 @@ class Strip(NamedTuple):
     reads: Rectangles | None  # the same; None also where there is no picture to be read
 
 
-class DRAW(VariationalModel):
+class DRAW(CodedModel):
     """A recurrent variational autoencoder that paints on a canvas; survey, section 2.6.1, eq. 26.
 
         x_hat_t = x - E[x | c_{t-1}]                                what is missing

@@ -15,7 +15,7 @@ from ..core.errors import ConfigError
 from ..core.labels import refuse, refuse_labels
 from .gaussian import Drawn, Gaussian
 from .likelihoods import Likelihood
-from .model import Draws, Latents, VariationalModel, check_controls, refuse_doubly
+from .model import CodedModel, Draws, Latents, check_controls, refuse_doubly
 from .objectives import Inferred, ObjectiveConfig
 
 
@@ -33,7 +33,7 @@ class Choose(Protocol):
         """z_l, of the prior's shape, given p(z_l | z_<l) and, where a picture is seen, q(z_l | z_<l, x)."""
 
 
-class GroupedModel(VariationalModel):
+class GroupedModel(CodedModel):
     """p(z) = prod_l p(z_l | z_<l) and q(z | x) = prod_l q(z_l | z_<l, x), each prior a vector or map of Gaussians.
 
     Both go down the same network, so that the bound is

@@ -14,7 +14,7 @@ from ..core.config import Config
 from ..core.errors import ConfigError
 from .gaussian import Gaussian
 from .likelihoods import LikelihoodConfig, LogisticsConfig
-from .model import Draws, Latents, VariationalModel, refuse_doubly
+from .model import CodedModel, Draws, Latents, refuse_doubly
 from .networks import Activation, ConvConfig, NetworkConfig, begin, mlp
 from .objectives import ELBO, Inferred, ObjectiveConfig
 
@@ -43,7 +43,7 @@ class HierarchicalConfig(Config):
         refuse_doubly(self.objective, "a posterior whose z is drawn given another variable")
 
 
-class HierarchicalVariationalModel(VariationalModel):
+class HierarchicalVariationalModel(CodedModel):
     """p(x | z) N(z; 0, I), with q(z | x) = E[q(z | lambda)], lambda from q(lambda | x): all three Gaussian.
 
     Dimensions of z that are independent given lambda depend on each other without it. The density of q(z | x) is an

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.batch import Batch, PictureRandom, picture_seeds
+from ..core.codes import slerp
 from ..core.errors import ConfigError
 from ..core.labels import refuse, refuse_labels
 from ..core.likelihood import Pixels
@@ -36,6 +37,39 @@ class Draws:
     def uniform(self, *shape: int) -> Tensor:
         """Uniform on [0, 1), (B K, *shape)."""
         return self.random.uniform(self.times, *shape).flatten(0, 1)
+
+
+class Recorded(Draws):
+    """Draws that are kept."""
+
+    def __init__(self, random: PictureRandom) -> None:
+        super().__init__(random)
+        self.numbers: list[Tensor] = []
+
+    def normal(self, *shape: int) -> Tensor:
+        """As ever."""
+        self.numbers.append(super().normal(*shape))
+        return self.numbers[-1]
+
+    @property
+    def flat(self) -> Tensor:
+        """All that was drawn, one after another, (B, D)."""
+        return torch.cat([numbers.flatten(1) for numbers in self.numbers], 1)
+
+
+class Replayed(Draws):
+    """The numbers that were drawn before, (B, D), in place of chance. Raises `ConfigError` where they do not last."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.left = numbers
+
+    def normal(self, *shape: int) -> Tensor:
+        """The next of them."""
+        size = math.prod(shape)
+        if self.left.shape[1] < size:
+            raise ConfigError("codes are as `codes` draws them; these have too few numbers for this model")
+        now, self.left = self.left[:, :size], self.left[:, size:]
+        return now.unflatten(1, shape)
 
 
 class VariationalModel(Model):
@@ -162,6 +196,38 @@ class VariationalModel(Model):
             }
             batch, seen = Batch(**many), tuple(part.repeat_interleave(times, 0) for part in seen)
         return batch, seen, Draws(random, times)
+
+
+class CodedModel(VariationalModel):
+    """A model whose pictures are each made of standard normal numbers, their code: all that `generate` draws.
+
+    That is z where p(z) = N(0, I). Where z is drawn in parts given each other, it is the numbers of which each part is
+    made beside what came before, so that a change far up changes all that follows.
+    """
+
+    @torch.no_grad()
+    def codes(self, seeds: Sequence[int]) -> Tensor:
+        """The numbers of the pictures that `sample` draws of these seeds, (B, D)."""
+        drawn = Recorded(PictureRandom(seeds, self.device))
+        self.generate(len(seeds), drawn)
+        return drawn.flat
+
+    @torch.no_grad()
+    def from_codes(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """E[x | z] of the z that these numbers make, (B, C, H, W) in [-1, 1].
+
+        Raises `ConfigError` for labels, of which this model knows nothing, or another number of numbers.
+        """
+        refuse_labels(labels)
+        drawn = Replayed(codes.to(self.device))
+        images = self.likelihood.mean(self.generate(len(codes), drawn))
+        if drawn.left.shape[1]:
+            raise ConfigError("codes are as `codes` draws them; these have too many numbers for this model")
+        return images
+
+    def between(self, first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
+        """Along an arc: see `core.codes`."""
+        return slerp(first, last, shares)
 
 
 def check_controls(pixels: str, temperature: float) -> None:

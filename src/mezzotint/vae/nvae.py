@@ -315,7 +315,9 @@ class NVAE(GroupedModel):
         for above, level in pairwise(levels):
             ways.append(nn.Sequential(*([doubling(level)] if above != level else []), *down(level, config.cells)))
         self.ways = nn.ModuleList(ways)
-        self.codes = nn.ModuleList(Group(widths[level], config.latent, k == 0) for k, level in enumerate(levels))
+        self.latent_groups = nn.ModuleList(
+            Group(widths[level], config.latent, k == 0) for k, level in enumerate(levels)
+        )
         end: list[nn.Module] = []
         for level in reversed(range(stem)):
             end += [doubling(level), *down(level, config.stem_cells - 1)]
@@ -334,7 +336,7 @@ class NVAE(GroupedModel):
     def descend(self, rows: int, seen: tuple[Tensor, ...] | None, choose: Choose) -> Tensor:
         """See `GroupedModel.descend`."""
         h = self.start.expand(rows, -1, -1, -1)
-        for k, (way, codes) in enumerate(zip(self.ways, self.codes)):
+        for k, (way, codes) in enumerate(zip(self.ways, self.latent_groups)):
             h, group = way(h), cast("Group", codes)
             prior = group.prior(h)
             posterior = group.posterior(prior, h, seen[k]) if seen is not None else None

@@ -16,7 +16,7 @@ from ..core.errors import ConfigError
 from ..core.model import Losses
 from .gaussian import LOG_2PI, Gaussian
 from .likelihoods import LikelihoodConfig, LogisticsConfig
-from .model import Draws, Latents, VariationalModel, refuse_doubly
+from .model import CodedModel, Draws, Latents, refuse_doubly
 from .networks import Activation, ConvConfig, NetworkConfig, begin, mlp
 from .objectives import ELBO, Inferred, ObjectiveConfig, elbo_losses, importance_bound
 
@@ -94,7 +94,7 @@ class VHPConfig(Config):
             )
 
 
-class VHPVAE(VariationalModel):
+class VHPVAE(CodedModel):
     """p(x | z) of a code z whose prior is p(z) = E[p(z | zeta)], zeta from N(0, I), both Gaussian; q(z | x) Gaussian.
 
     The density of the prior is an integral; in its place stands a bound of K draws from a third Gaussian q(zeta | z):
