@@ -91,6 +91,16 @@ def test_clipping_bounds_the_step(tmp_path, pictures):
     assert (weights(run.model) - before).norm() == pytest.approx(1e-3, rel=1e-2)
 
 
+def test_the_first_step_of_adamax_is_the_rate_in_every_number(tmp_path, pictures):
+    """Kingma and Ba 2014 (arXiv 1412.6980), algorithm 2: m / (1 - beta_1) is the gradient, u its size."""
+    settings = Optimizer("adamax", lr=1e-3, eps=0.0, clip=None)
+    run = trainer(tmp_path, pictures, recipe=replace(RECIPE, warmup=0, optimizers={"model": settings}))
+    before = weights(run.model).clone()
+    run._step(run.model, 1.0)
+    assert torch.allclose((weights(run.model) - before).abs(), torch.tensor(1e-3), rtol=1e-3)
+    run.run()
+
+
 def test_a_poisoned_run_stops_and_says_so(tmp_path, pictures):
     recipe = replace(RECIPE, max_skips=4)
     model = mz.create("toy", image_size=8, poison_after=3)

@@ -71,6 +71,25 @@ def test_power_iteration_finds_the_largest_singular_value(truth):
     assert sorted(len(norms) for norms in estimates.norms()) == [1, 1, 2]  # of weights of one shape together
 
 
+@pytest.mark.parametrize("norm", ["group", "batch", "none"])
+def test_the_largest_scale_of_each_normalisation_is_held_small(norm):
+    made = model(norm=norm)
+    scales = [p for name, p in made.named_parameters() if p.dim() == 1 and "weight" in name]
+    assert bool(scales) == (norm != "none")
+    with torch.no_grad():
+        for scale in scales:
+            scale.copy_(torch.randn_like(scale))
+        expected = sum((float(scale.abs().max()) for scale in scales), 0.0)
+    assert torch.allclose(made.largest_scales(), torch.tensor(expected))
+    batch = Batch(binary_pictures(2).float()[:4].repeat(1, 1, 2, 2), seeds=range(4))
+    assert torch.allclose(made(batch).parts["spectral"], made.norms() + expected)
+
+
+def test_the_cells_below_all_groups_are_as_wide_as_they_are_told():
+    cells = [cell for cell in model(last_expansion=5, stem_cells=2).end if isinstance(cell, DecoderCell)]
+    assert [cell.branch[1].out_channels for cell in cells] == [5 * 4, 5 * 4]
+
+
 def test_its_gradient_is_the_outer_product_of_the_singular_vectors(truth):
     layer = nn.Conv2d(2, 4, 3).double()
     estimates = SpectralNorms(layer, begin=300).double()

@@ -27,7 +27,7 @@ class Paper:
 class Optimizer(Config):
     """One player's optimizer."""
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
+    name: Literal["adam", "adamw", "adamax", "sgd"] = "adam"
     lr: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

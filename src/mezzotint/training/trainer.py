@@ -35,6 +35,7 @@ logger = logging.getLogger("mezzotint.training")
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "adamax": torch.optim.Adamax,
     "sgd": torch.optim.SGD,
 }
 CHANNELS_LAST = {"cuda"}  # where convolutions prefer it; on a CPU torch's group norm loses more than they gain
@@ -118,7 +119,9 @@ class Trainer:
             options["momentum"] = settings.betas[0]
         else:
             options |= {"betas": settings.betas, "eps": settings.eps}
-        return OPTIMIZERS[settings.name](parameters, fused=True, **options)
+        if settings.name != "adamax":  # of which torch has no fused form
+            options["fused"] = True
+        return OPTIMIZERS[settings.name](parameters, **options)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the run directory.

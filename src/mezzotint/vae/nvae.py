@@ -43,16 +43,18 @@ class NVAEConfig(Config):
     cells: int = 2  # from one group to the next, on the way up and on the way down
     latent: int = 20  # channels of each group of codes
     expansion: int = 6  # of the channels in the decoder's cells
+    last_expansion: int = 3  # of those below all groups
     kernel: int = 5  # of the depthwise convolutions in them
     norm: Literal["group", "batch", "none"] = "group"  # batch: the loss of a picture depends on those beside it
     squeeze: bool = True  # squeeze and excitation at the end of each cell
-    spectral: float = 0.01  # lambda, the weight of the sum of the convolutions' spectral norms
+    spectral: float = 0.01  # lambda, the weight of the convolutions' spectral norms and the normalisations' scales
     balance: bool = False  # while the KL is warmed up, weigh groups as `NVAE.balance` says
     likelihood: LikelihoodConfig = field(default_factory=lambda: LogisticsConfig(10))
     objective: ObjectiveConfig = field(default_factory=ELBO)
 
     def __post_init__(self) -> None:
-        least = {"width": 1, "halvings": 0, "stem_cells": 1, "cells": 1, "latent": 1, "expansion": 1, "kernel": 1}
+        least = {"width": 1, "halvings": 0, "stem_cells": 1, "cells": 1, "latent": 1, "kernel": 1}
+        least |= {"expansion": 1, "last_expansion": 1}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ConfigError(f"{name} must be at least {smallest}, not {getattr(self, name)}")
@@ -158,9 +160,11 @@ class EncoderCell(Cell):
 class DecoderCell(Cell):
     """Depthwise 5x5 between 1x1 that widen and narrow, normalised, with swish; squeeze and excitation (figure 3a)."""
 
-    def __init__(self, config: NVAEConfig, inputs: int, outputs: int, size: int | None = None) -> None:
+    def __init__(
+        self, config: NVAEConfig, inputs: int, outputs: int, size: int | None = None, expansion: int | None = None
+    ) -> None:  # fmt: skip
         super().__init__(inputs, outputs, size)
-        wide, bias, k = config.expansion * outputs, config.norm == "none", config.kernel
+        wide, bias, k = (expansion or config.expansion) * outputs, config.norm == "none", config.kernel
         self.branch = nn.Sequential(
             normalised(config, inputs), nn.Conv2d(inputs, wide, 1, bias=bias),
             normalised(config, wide), nn.SiLU(), Enlarge(size) if size else nn.Identity(),
@@ -269,13 +273,14 @@ def relative(prior: Gaussian, shift: Tensor, log_scale: Tensor) -> Gaussian:
 class NVAE(GroupedModel):
     """A hierarchical VAE of residual cells, in scales, each with several groups of codes of its size.
 
-        -ELBO + lambda sum_i s_i,    s_i the spectral norm of convolution i
+        -ELBO + lambda (sum_i s_i + sum_j max |g_j|),    s_i the spectral norm of convolution i, g_j the scales of
+                                                         normalisation j
 
     so that neither encoder nor decoder changes abruptly, and the KL stays bounded. The sum is logged as "spectral",
     without lambda; bounds (`elbo`) are without it.
 
-    Where it is not the published one: no normalising flows on the posteriors; where normalisation is by group, nothing
-    holds its scales small.
+    Where it is not the published one: no normalising flows on the posteriors, no weight normalisation, pixels that are
+    repeated or averaged in the shortcuts, and one step of power iteration where the authors' code has four.
 
     Source: Vahdat and Kautz 2020 (arXiv 2007.03898), figures 2-3, section 3; survey, section 2.6.3.
     """
@@ -292,14 +297,15 @@ class NVAE(GroupedModel):
         def up(level: int, cells: int) -> list[nn.Module]:
             return [EncoderCell(config, widths[level], widths[level]) for _ in range(cells)]
 
-        def down(level: int, cells: int) -> list[nn.Module]:
-            return [DecoderCell(config, widths[level], widths[level]) for _ in range(cells)]
+        def down(level: int, cells: int, expansion: int | None = None) -> list[nn.Module]:
+            same = widths[level], widths[level]
+            return [DecoderCell(config, *same, expansion=expansion) for _ in range(cells)]
 
         def halving(level: int) -> nn.Module:
             return EncoderCell(config, widths[level], widths[level + 1], halve=True)
 
-        def doubling(level: int) -> nn.Module:
-            return DecoderCell(config, widths[level + 1], widths[level], sizes[level])
+        def doubling(level: int, expansion: int | None = None) -> nn.Module:
+            return DecoderCell(config, widths[level + 1], widths[level], sizes[level], expansion)
 
         levels = [level for level, n in zip(range(len(sizes) - 1, stem - 1, -1), config.groups) for _ in range(n)]
         self.shapes = [(config.latent, sizes[level], sizes[level]) for level in levels]
@@ -320,7 +326,7 @@ class NVAE(GroupedModel):
         )
         end: list[nn.Module] = []
         for level in reversed(range(stem)):
-            end += [doubling(level), *down(level, config.stem_cells - 1)]
+            end += [doubling(level, config.last_expansion), *down(level, config.stem_cells - 1, config.last_expansion)]
         self.end = nn.Sequential(*end, nn.ELU(), nn.Conv2d(config.width, self.likelihood.outputs, 3, padding=1))
         self.start = nn.Parameter(torch.randn(1, widths[-1], sizes[-1], sizes[-1]))
         self.norms = SpectralNorms(self) if config.spectral else None
@@ -344,7 +350,7 @@ class NVAE(GroupedModel):
         return cast("Tensor", self.end(h))
 
     def forward(self, batch: Batch, player: str = "model") -> Losses:
-        """The loss of the objective and lambda times the sum of spectral norms.
+        """The loss of the objective and lambda times the sum of spectral norms and scales.
 
         Logged: "reconstruction", "kl" and "negative_elbo", nats per picture, as they are without balance; "spectral".
         """
@@ -353,9 +359,14 @@ class NVAE(GroupedModel):
         total, parts = self.objective.losses(self.balance(inferred) if self.config.balance else inferred, self.steps)
         parts = {**parts, **elbo_losses(inferred, inferred.kl.sum(1)).parts}
         if self.norms is not None:
-            spectral = self.norms()
+            spectral = self.norms() + self.largest_scales()
             total, parts = total + self.config.spectral * spectral, {**parts, "spectral": spectral.detach()}
         return Losses(total, parts)
+
+    def largest_scales(self) -> Tensor:
+        """The sum over all normalisations of the largest |g| of a channel, ()."""
+        scales = [m.weight.abs().max() for m in self.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)]
+        return torch.stack(scales).sum() if scales else next(self.parameters()).new_zeros(())
 
     def balance(self, inferred: Inferred) -> Inferred:
         """The KL of each group times gamma_l while the KL is warmed up, with a mean of 1 over the groups:
