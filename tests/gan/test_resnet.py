@@ -208,6 +208,8 @@ def test_a_part_of_z_of_20_numbers_for_each_block_and_the_coarsest_map_of_4_pixe
     assert len(network.widths) - 1 == network.critic_downs == len(network.critic_widths) - 1 == blocks
     assert network.widths[0] == 16 * 96
     assert size < 64 or network.critic_widths[-1] == 16 * 96
+    attends = {128: (64, 64), 256: (128, 64), 512: (64, 64)}.get(size, (0, 0))
+    assert (network.attention, network.critic_attention) == attends
 
 
 def test_the_projection_gan_has_published_networks_for_32_and_128_pixels():

@@ -134,11 +134,11 @@ class DenoisingModel(Model):
     def distance(self, error: Tensor) -> Tensor:
         """Each picture's loss, (B,): the mean square, or the pseudo-Huber metric.
 
-        sqrt(|e|^2 + c^2) - c,    c = 0.00054 sqrt(D)        (Song and Dhariwal 2024, section 3.3)
+        sqrt(|e|^2 + c^2) - c,    c = 0.00054 D        (Lee et al. 2024, arXiv 2405.20320)
         """
         if self.config.metric == "squared":
             return error.square().flatten(1).mean(1)
-        return pseudo_huber(error)
+        return pseudo_huber(error, power=1.0)
 
     def denoiser(self, labels: Tensor | None = None, guidance: Guidance = Guidance()) -> Denoiser:  # noqa: B008 (frozen)
         """What solvers see: this model with labels (B,), or unconditional without them, guided."""
@@ -326,10 +326,14 @@ def noisy(x: Tensor, n: Tensor, at: Coefficients) -> Tensor:
     return rows(at.alpha, x) * x + rows(at.sigma, x) * n
 
 
-def pseudo_huber(error: Tensor) -> Tensor:
-    """sqrt(|e|^2 + c^2) - c of each picture, (B,), with c = 0.00054 sqrt(D) (Song and Dhariwal 2024, section 3.3)."""
+def pseudo_huber(error: Tensor, power: float = 0.5) -> Tensor:
+    """sqrt(|e|^2 + c^2) - c of each picture, (B,), with c = 0.00054 D^power.
+
+    power  1/2 for consistency models (Song and Dhariwal 2024, section 3.3), 1 for rectified flows (the authors' code of
+           Lee et al. 2024): there 1.66 for pictures of 32 x 32 in colour, and smaller errors count by their squares
+    """
     flat = error.flatten(1)
-    c = 0.00054 * flat.shape[1] ** 0.5
+    c = 0.00054 * flat.shape[1] ** power
     return (flat.square().sum(1) + c**2).sqrt() - c
 
 

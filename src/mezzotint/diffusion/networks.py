@@ -76,8 +76,8 @@ def ddpm_unet(data: PictureSpec) -> UNetConfig:
 def improved_ddpm_unet(data: PictureSpec) -> UNetConfig:
     """The CIFAR-10 network of Nichol and Dhariwal 2021, section 2.3 and appendix A.
 
-    Three blocks a level, four heads at 16 x 16 and 8 x 8, the time by scale and shift, dropout 0.3 as for the linear
-    schedule's likelihood.
+    Three blocks a level, four heads at 16 x 16 and 8 x 8, the time by scale and shift, dropout 0.3 as in their runs
+    with the cosine schedule.
     """
     attention = tuple(data.image_size // 2**level in (16, 8) for level in range(4))
     return UNetConfig(

@@ -116,7 +116,10 @@ ddpm = System(
     ),
     stages=_one_stage(ChainModel, {
         "small": lambda data: _config(ChainConfig, data, small_unet(data), **CHAIN, **QUICK, guidance=1.0),
-        "paper": lambda data: _config(ChainConfig, data, ddpm_unet(data), **CHAIN, solver="ancestral", steps=1000),
+        # The variance is that of their program for CIFAR-10
+        "paper": lambda data: _config(
+            ChainConfig, data, ddpm_unet(data), **CHAIN, solver="ancestral-large", steps=1000
+        ),
     }),
 )  # fmt: skip
 
@@ -148,7 +151,8 @@ improved_ddpm = System(
         },
         # 500 k steps, EMA 0.9999, no flips
         replace(
-            PAPER_RECIPE, optimizers={"model": Optimizer("adam", lr=1e-4)}, pictures=64_000_000, warmup=0, flip=False
+            PAPER_RECIPE, optimizers={"model": Optimizer("adam", lr=1e-4, clip=None)}, pictures=64_000_000, warmup=0,
+            flip=False,
         ),
     ),
 )  # fmt: skip
@@ -157,7 +161,7 @@ improved_ddpm = System(
 
 # What is learned is the score, by predicting the noise, which weights it by sigma^2 as the paper does.
 SCORE: dict[str, Any] = {"prediction": "noise", "times": "uniform", "weighting": "simple", "clip": False}
-PAPER_SDE: dict[str, Any] = {"solver": "predictor-corrector", "grid": "uniform", "steps": 1000}
+PAPER_SDE: dict[str, Any] = {"grid": "uniform", "steps": 1000}  # and the samplers of their programs for CIFAR-10
 # On a laptop, steps that draw fresh noise, few and well placed, for the reason that `QUICK` has; the paper's samplers
 # are --solver predictor-corrector and euler-maruyama, in some hundreds.
 QUICK_SDE: dict[str, Any] = {"solver": "ancestral", "grid": "karras", "steps": 40}
@@ -186,7 +190,10 @@ def _score_sde(
                 "small": lambda data: _config(
                     DenoisingConfig, data, small(data.image_size), **{**same, **QUICK_SDE, **choices}, guidance=1.0
                 ),
-                "paper": lambda data: _config(DenoisingConfig, data, paper(data.image_size), **same, **PAPER_SDE),
+                "paper": lambda data: _config(
+                    DenoisingConfig, data, paper(data.image_size), **same, **PAPER_SDE,
+                    solver="predictor-corrector" if kind == "ve" else "euler-maruyama",
+                ),
             },
             recipe, SMALL_DENSITY,
         ),
@@ -252,7 +259,7 @@ edm = System(
         # the paper's augmentation, and pictures are dequantised for the sake of the likelihood.
         Recipe(
             batch_size=512, pictures=200_000_000, warmup=10_000_000, decay="constant", ema_half_life=500_000,
-            optimizers={"model": Optimizer("adam", lr=1e-3)}, flip=True, pixels="dequantised",
+            optimizers={"model": Optimizer("adam", lr=1e-3, clip=None)}, flip=True, pixels="dequantised",
         ),
         SMALL_DENSITY,
     ),
@@ -269,9 +276,10 @@ CLASSIFIER = Stage(
     },
     {
         "small": replace(SMALL_RECIPE, batch_size=32, pictures=500_000),
+        # The authors' command for 128 pixels
         "paper": Recipe(
             batch_size=256, pictures=76_800_000, warmup=0, decay="linear", ema_half_life=0, flip=True,
-            optimizers={"model": Optimizer("adamw", lr=3e-4, weight_decay=0.05)},
+            optimizers={"model": Optimizer("adamw", lr=3e-4, weight_decay=0.05, clip=None)},
         ),
     },
     share=0.25,
@@ -321,7 +329,7 @@ adm = System(
                 # ImageNet at 64 pixels: 540 k steps of 2048, EMA 0.9999; larger pictures have 256 and 1e-4
                 "paper": replace(
                     PAPER_RECIPE, batch_size=2048, pictures=1_105_920_000, warmup=0, ema_half_life=14_195_000,
-                    optimizers={"model": Optimizer("adamw", lr=3e-4)},
+                    optimizers={"model": Optimizer("adamw", lr=3e-4, clip=None)},
                 ),
             },
         ),
@@ -352,7 +360,7 @@ dit = System(
         },
         Recipe(
             batch_size=256, pictures=1_792_000_000, warmup=0, decay="constant", ema_half_life=1_774_000,
-            optimizers={"model": Optimizer("adamw", lr=1e-4)}, flip=True,
+            optimizers={"model": Optimizer("adamw", lr=1e-4, clip=None)}, flip=True,
         ),
         replace(SMALL_RECIPE, optimizers={"model": Optimizer("adamw", lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)}),
     ),
@@ -508,10 +516,11 @@ consistency_distillation = System(
             },
             {
                 "small": SMALL_RECIPE,
-                # For ImageNet at 64 pixels, as published with the paper: EMA 0.9999432 at a batch of 4096
+                # For ImageNet at 64 pixels, as published with the paper: EMA 0.9999432 at a batch of 4096; RAdam there,
+                # and how long is not said
                 "paper": Recipe(
-                    batch_size=4096, pictures=2_457_600_000, optimizers={"model": Optimizer("adam", lr=1e-4)},
-                    warmup=0, decay="constant", ema_half_life=50_000_000, flip=True,
+                    batch_size=4096, pictures=2_457_600_000, warmup=8_192_000, decay="constant",
+                    optimizers={"model": Optimizer("adam", lr=1e-4, clip=None)}, ema_half_life=50_000_000, flip=True,
                 ),
             },
             share=2,
@@ -540,7 +549,7 @@ consistency_distillation = System(
     ),
 )  # fmt: skip
 
-# Song and Dhariwal 2024, CIFAR-10: 400 k steps of RAdam, EMA 0.99993
+# Song and Dhariwal 2024, CIFAR-10: 400 k steps of RAdam, EMA 0.99993; Adam here, whose first two thousand are warm-up
 PAPER_CONSISTENCY = Recipe(
     batch_size=1024, pictures=409_600_000, optimizers={"model": Optimizer("adam", lr=1e-4, clip=None)},
     warmup=2_048_000, decay="constant", ema_half_life=10_140_000, flip=True,
@@ -562,7 +571,7 @@ consistency_training = System(
             data, small_unet(data), s0=10, s1=80, total_steps=SMALL_RECIPE.pictures // SMALL_RECIPE.batch_size
         ),
         "paper": lambda data: _consistency(
-            data, replace(ncsnpp_config(data.image_size), dropout=0.3, fourier_scale=0.02),
+            data, replace(ncsnpp_config(data.image_size, multipliers=(2, 2, 2)), dropout=0.3, fourier_scale=0.02),
             total_steps=PAPER_CONSISTENCY.pictures // PAPER_CONSISTENCY.batch_size,
         ),
     }, PAPER_CONSISTENCY),
@@ -649,7 +658,11 @@ neural_ode = System(
         "paper": lambda data: NeuralODEConfig(
             data.image_size, data.channels, widths=(64, 64, 64), steps=8, gradient="adjoint"
         ),
-    }, replace(PAPER_RECIPE, optimizers={"model": Optimizer("adam", lr=1e-3)}, flip=False, pixels="dequantised"),
+        # and their batches, rate and warm-up; how long is ours
+    }, Recipe(
+        batch_size=200, pictures=20_000_000, warmup=200_000, decay="constant", ema_half_life=0, pixels="dequantised",
+        optimizers={"model": Optimizer("adam", lr=1e-3, clip=None)},
+    ),
         replace(SMALL_DENSITY, optimizers={"model": Optimizer("adam", lr=2e-3, betas=(0.9, 0.99))})),
 )  # fmt: skip
 
@@ -658,7 +671,8 @@ RECTIFIED: dict[str, Any] = {
     "steps": 20, "clip": False,
 }  # fmt: skip
 
-# Liu et al. 2022, CIFAR-10: as Song et al. 2021, with EMA 0.999999 and dropout 0.15 for the first flow
+# Liu et al. 2022, CIFAR-10: batches, rate, warm-up and clipping of Song et al. 2021, EMA 0.999999 and dropout 0.15 for
+# the first flow, and 800 k steps, of which the published weights are. Theirs samples with RK45, its steps are ours
 RECTIFIED_RECIPE = replace(PAPER_RECIPE, ema_half_life=88_723_000)
 
 rectified_flow = System(
@@ -694,10 +708,13 @@ def _rectified(share: float) -> Stage:
 # What later flows learn from: on a laptop, eight Euler steps of the first flow; in the paper, the adaptive solver, and
 # millions of pairs, which are more than a model can keep.
 SMALL_PAIRS: dict[str, Any] = {"pairs": 1024, "teacher_steps": 8}
-PAPER_PAIRS: dict[str, Any] = {"pairs": 4_000_000, "keep_pairs": False, "teacher_solver": "rk45", "teacher_steps": 1}
+PAPER_PAIRS: dict[str, Any] = {"keep_pairs": False, "teacher_solver": "rk45", "teacher_steps": 1}
 
 
-def _reflow(name: str, share: float, steps: int, *, first: bool = True, **choices: Any) -> Stage:
+def _reflow(
+    name: str, share: float, steps: int, *, first: bool = True, network: Callable[[int], NCSNppConfig] = ddpmpp_config,
+    recipe: Recipe = PAPER_RECIPE, pairs: int = 4_000_000, **choices: Any,
+) -> Stage:  # fmt: skip
     """A flow learned from the pairs of the stage before. The guidance of the first flow is in its pairs already."""
     same: dict[str, Any] = {**RECTIFIED, "times": "uniform", "steps": steps, "label_dropout": 0.0, **choices}
     small = SMALL_PAIRS if first else {**SMALL_PAIRS, "teacher_steps": 4}
@@ -705,9 +722,11 @@ def _reflow(name: str, share: float, steps: int, *, first: bool = True, **choice
         name, ReflowModel,
         {
             "small": lambda data: _config(ReflowConfig, data, small_unet(data), **same, **small),
-            "paper": lambda data: _config(ReflowConfig, data, ddpmpp_config(data.image_size), **same, **PAPER_PAIRS),
+            "paper": lambda data: _config(
+                ReflowConfig, data, network(data.image_size), **same, **PAPER_PAIRS, pairs=pairs
+            ),
         },
-        {"small": SMALL_STUDENT, "paper": PAPER_RECIPE}, share,
+        {"small": SMALL_STUDENT, "paper": recipe}, share,
     )  # fmt: skip
 
 
@@ -755,10 +774,11 @@ rectified_transport = System(
     ),
 )  # fmt: skip
 
-# Lipman et al. 2022, appendix E, CIFAR-10: batch 256, Adam at 5e-4 falling to 0, 391 k steps, no dropout, no flips said
+# Lipman et al. 2022, appendix E, CIFAR-10: batch 256, Adam at 5e-4 falling to 0, 391 k steps, no dropout, no flips
+# said; an average that keeps 0.9999 at a step is ours
 FLOW_MATCHING_RECIPE = Recipe(
-    batch_size=256, pictures=100_096_000, optimizers={"model": Optimizer("adam", lr=5e-4)}, warmup=11_520_000,
-    decay="linear", ema_half_life=887_000, pixels="dequantised",
+    batch_size=256, pictures=100_096_000, optimizers={"model": Optimizer("adam", lr=5e-4, clip=None)},
+    warmup=11_520_000, decay="linear", ema_half_life=1_774_000, pixels="dequantised",
 )  # fmt: skip
 
 
@@ -816,7 +836,7 @@ optimal_flow_matching = System(
         "small": lambda data: OptimalFlowConfig(data.image_size, data.channels, widths=(256, 256), rank=128),
         # The paper transports points of benchmarks and codes of 512 numbers, not pixels: there is no size to follow.
         "paper": lambda data: OptimalFlowConfig(data.image_size, data.channels, widths=(1024, 1024), rank=512),
-    }, replace(PAPER_RECIPE, pictures=12_800_000, optimizers={"model": Optimizer("adam", lr=1e-3)}),
+    }, replace(PAPER_RECIPE, pictures=12_800_000, optimizers={"model": Optimizer("adam", lr=1e-3, clip=None)}),
         replace(SMALL_RECIPE, optimizers={"model": Optimizer("adam", lr=2e-3, betas=(0.9, 0.99))})),
 )  # fmt: skip
 
@@ -830,7 +850,28 @@ improved_rectified_flow = System(
         "One round of reflow is enough if it is trained well: at times near both ends, where a straight flow is hard "
         "to learn, and with the pseudo-Huber metric, which a few bad pairs do not move. One or two steps are enough."
     ),
-    stages=(_rectified(3), _reflow("model", 2, 2, times="u-shaped", metric="pseudo-huber")),
+    # The authors' first flow is EDM, which they never train; their second has its network and a million of its pairs
+    stages=(
+        _rectified(3),
+        _reflow(
+            "model",
+            2,
+            2,
+            network=lambda size: replace(ncsnpp_config(size, multipliers=(2, 2, 2)), dropout=0.13),
+            recipe=Recipe(
+                batch_size=512,
+                pictures=409_600_000,
+                warmup=2_560_000,
+                decay="constant",
+                ema_half_life=3_549_000,
+                optimizers={"model": Optimizer("adam", lr=2e-4, clip=None)},
+                flip=True,
+            ),
+            pairs=1_000_000,
+            times="u-shaped",
+            metric="pseudo-huber",
+        ),
+    ),
 )
 
 boundary_rectified_flow = System(

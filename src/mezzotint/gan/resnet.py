@@ -144,7 +144,8 @@ class ResNetConfig(Config):
     spectral_generator: bool = False  # Zhang et al. 2018: the generator's weights are normalised too
     shared: int = 0  # width of the embedding of the class that all blocks share; 0: each has one of its own
     hierarchical: bool = False  # each block gets a part of z of its own (Brock et al. 2018)
-    attention: int = 0  # both networks attend at this resolution; 0: nowhere
+    attention: int = 0  # the generator attends at this resolution; 0: nowhere
+    critic_attention: int = 0  # and the discriminator at this one
     kind: Literal["resnet"] = "resnet"
 
     spectral: ClassVar[bool] = True  # the discriminator's weights are normalised, always
@@ -175,7 +176,7 @@ class ResNetConfig(Config):
             down = number < self.critic_downs
             layers.append(DiscriminatorBlock(before, after, down, first=number == 0))
             size = size // 2 if down else size
-            if size == self.attention and down:
+            if size == self.critic_attention and down:
                 layers.append(SelfAttention(after))
         network = _begun(nn.Sequential(*layers, SumPooled()))
         return Body(spectrally_normalised(network), self.critic_widths[-1])

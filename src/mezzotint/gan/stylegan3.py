@@ -299,8 +299,9 @@ class AliasFreeGenerator(nn.Module):
         super().__init__()
         n = config.network
         self.mapping = MappingNetwork(
-            config.latent, n.width, n.mapping_layers, classes=config.classes, lr_multiplier=n.mapping_lr
-        )
+            config.latent, n.width, n.mapping_layers, classes=config.classes, lr_multiplier=n.mapping_lr,
+            decay=0.998,
+        )  # fmt: skip
         self.synthesis = AliasFreeSynthesis(n, config.channels, config.image_size, config.magnitude_half_life)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:

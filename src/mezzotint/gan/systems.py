@@ -37,15 +37,22 @@ def _recipe(lr: float, betas: tuple[float, float], batch_size: int = 64, **choic
 SMALL_RECIPE = _recipe(2e-3, (0.0, 0.99), 16)
 # Of neurons, 400,000 pictures: Frechet distance 27; 33 at 2e-4; 37 in batches of 32; 48 with SMALL_RECIPE after 200,000
 SMALL_NEURONS_RECIPE = _recipe(4e-4, (0.5, 0.99), 16)
-# Radford et al. 2015, section 4: batches of 128, Adam at 2e-4 with beta_1 0.5, no average
-DCGAN_RECIPE = _recipe(2e-4, (0.5, 0.999), 128, ema_half_life=0)
-# Gulrajani et al. 2017, algorithm 1 and appendix: batches of 64, Adam at 1e-4 with beta 0 and 0.9
-WGAN_GP_RECIPE = _recipe(1e-4, (0.0, 0.9), 64, ema_half_life=0)
-# Arjovsky et al. 2017, algorithm 1: RMSProp at 5e-5, which is Adam without its first moment
-WGAN_RECIPE = _recipe(5e-5, (0.0, 0.99), 64, ema_half_life=0)
+# Budgets count the pictures of both players, as everywhere.
+# Radford et al. 2015, section 4: batches of 128, Adam at 2e-4 with beta_1 0.5, no average; 25 passes over 350,000 faces
+# in the authors' script, whose kernels have five pixels where these have four
+DCGAN_RECIPE = _recipe(2e-4, (0.5, 0.999), 128, ema_half_life=0, pictures=17_500_000)
+# Gulrajani et al. 2017, algorithm 1, and the authors' script for 64 pixels: batches of 64, Adam at 1e-4 with beta 0 and
+# 0.9, 200 k steps of the generator
+WGAN_GP_RECIPE = _recipe(1e-4, (0.0, 0.9), 64, ema_half_life=0, pictures=200_000 * 6 * 64)
+# Arjovsky et al. 2017, algorithm 1: RMSProp at 5e-5, which is Adam without its first moment; how long is ours
+WGAN_RECIPE = _recipe(5e-5, (0.0, 0.99), 64, ema_half_life=0, pictures=200_000 * 6 * 64)
+# The script of Roth et al. 2017: batches of 64, Adam at 2e-4 with beta_1 0.5, 100 k steps of either player
+ROTH_RECIPE = _recipe(2e-4, (0.5, 0.999), 64, ema_half_life=0, pictures=100_000 * 2 * 64)
 # The configuration that the authors of Goodfellow et al. 2014 published for MNIST: batches of 100, gradient descent at
-# 0.1 with momentum 0.5; there the rate falls in the course of the training, and momentum rises to 0.7
+# 0.1 with momentum 0.5; there the rate falls in the course of the training, momentum rises to 0.7, the discriminator
+# does without a fifth of the pixels and has half the loss, and first weights are uniform. 100 passes are ours
 NEURONS_RECIPE = Recipe(
+    pictures=100 * 2 * 60_000,
     batch_size=100, ema_half_life=0, optimizers={"model": Optimizer("sgd", lr=0.1, betas=(0.5, 0.0), clip=None)},
     **ADVERSARIES,
 )  # fmt: skip
@@ -73,10 +80,13 @@ def small_networks(data: PictureSpec, **choices: Any) -> DCGANConfig:
     return DCGANConfig(channels=32, levels=halvings(data.image_size, 8), **{**same, **choices})
 
 
-def published_networks(data: PictureSpec, **choices: Any) -> DCGANConfig:
-    """Radford et al. 2015, figure 1: from 4 x 4 x 1024 (at 64 pixels) to the picture."""
+def published_networks(data: PictureSpec, most: int = 1024, **choices: Any) -> DCGANConfig:
+    """Radford et al. 2015, figure 1: from 4 x 4 x 1024 (at 64 pixels) to the picture.
+
+    most  in place of 1024: 512 in the scripts of the Wasserstein GANs and of Roth et al.
+    """
     levels = halvings(data.image_size, 7)
-    return DCGANConfig(channels=max(1024 >> (levels - 1), 64), levels=levels, **choices)
+    return DCGANConfig(channels=max(most >> (levels - 1), 64), levels=levels, **choices)
 
 
 def _gan(data: PictureSpec, network: Any, **choices: Any) -> GANConfig:
@@ -127,6 +137,7 @@ dcgan = System(
 
 # 3.1: how they are trained --------------------------------------------------------------------------------------------
 
+# `paper` sizes have networks and recipe of DCGAN; the authors' own scripts differ for each of their data sets
 SALIMANS = Paper(
     "Improved Techniques for Training GANs", "Salimans, Goodfellow, Zaremba, Cheung, Radford, Chen", 2016, "1606.03498"
 )  # fmt: skip
@@ -199,7 +210,7 @@ instance_noise = System(
     stages=_one_stage(GAN, {
         "small": lambda data: _gan(data, small_networks(data), noise=0.5, annealing_steps=1_000),
         "paper": lambda data: _gan(
-            data, published_networks(data), latent=100, noise=0.1, annealing_steps=100_000
+            data, published_networks(data), latent=100, noise=0.1, annealing_steps=60_000  # both ours
         ),
     }),
 )  # fmt: skip
@@ -220,9 +231,9 @@ roth_gan = System(
     stages=_one_stage(GAN, {
         "small": lambda data: _gan(data, small_networks(data), penalty=Roth(gamma=0.5), annealing_steps=1_000),
         "paper": lambda data: _gan(
-            data, published_networks(data), latent=100, penalty=Roth(gamma=2.0), annealing_steps=100_000
+            data, published_networks(data, 512), latent=128, penalty=Roth(gamma=2.0), annealing_steps=100_000
         ),
-    }),
+    }, ROTH_RECIPE),
 )  # fmt: skip
 
 wgan = System(
@@ -240,7 +251,7 @@ wgan = System(
             data, small_networks(data, critic_norm="batch"), loss="wasserstein", penalty=Clipping(0.03), critic_steps=5
         ),
         "paper": lambda data: _gan(
-            data, published_networks(data), latent=100, loss="wasserstein", penalty=Clipping(0.01), critic_steps=5
+            data, published_networks(data, 512), latent=100, loss="wasserstein", penalty=Clipping(0.01), critic_steps=5
         ),
     }, WGAN_RECIPE, _recipe(1e-3, (0.0, 0.9), 16)),
 )  # fmt: skip
@@ -261,8 +272,8 @@ wgan_gp = System(
         "small": lambda data: _gan(
             data, small_networks(data), loss="wasserstein", penalty=GradientPenalty(), critic_steps=5
         ),
-        "paper": lambda data: _gan(
-            data, published_networks(data, critic_norm="none"), latent=128, loss="wasserstein",
+        "paper": lambda data: _gan(  # whose critic is normalised by layers in the authors' script
+            data, published_networks(data, 512, critic_norm="none"), latent=128, loss="wasserstein",
             penalty=GradientPenalty(), critic_steps=5,
         ),
     }, WGAN_GP_RECIPE, _recipe(2e-3, (0.0, 0.9), 16)),
@@ -286,7 +297,8 @@ r1_gan = System(
         "paper": lambda data: _gan(
             data, published_networks(data, norm="none", critic_norm="none"), latent=256, penalty=ZeroCentred(gamma=10.0)
         ),
-    }, _recipe(1e-4, (0.0, 0.99), 64, ema_half_life=44_300)),
+    # How long is ours. In the authors' code the penalty has no half before it, so that their 10 is a gamma of 20
+    }, _recipe(1e-4, (0.0, 0.99), 64, ema_half_life=44_300, pictures=300_000 * 2 * 64)),
 )  # fmt: skip
 
 # 3.2: telling the class -----------------------------------------------------------------------------------------------
@@ -332,8 +344,10 @@ ac_gan = System(
     }),
 )  # fmt: skip
 
-# Miyato and Koyama 2018, section 4 and appendix: batches of 64, Adam at 2e-4 with beta 0 and 0.9, five critic steps
-PROJECTION_RECIPE = _recipe(2e-4, (0.0, 0.9), 64, ema_half_life=0, decay="linear")
+# Miyato and Koyama 2018, section 4 and appendix: batches of 64, Adam at 2e-4 with beta 0 and 0.9, five critic steps;
+# for CIFAR-10, 50 k steps of the generator, whose batches have 128 there. ImageNet takes 450 k, of which the last 50 k
+# slow down
+PROJECTION_RECIPE = _recipe(2e-4, (0.0, 0.9), 64, ema_half_life=0, decay="linear", pictures=50_000 * 6 * 64)
 SMALL_RESNET_RECIPE = _recipe(1e-3, (0.0, 0.99), 16)  # at 2e-4, BigGAN's generator had learned no class by 20,000
 
 
@@ -378,7 +392,8 @@ projection_gan = System(
     }, PROJECTION_RECIPE, SMALL_RESNET_RECIPE),
 )  # fmt: skip
 
-# Brock et al. 2018, appendix C: batches of 2048, Adam with beta 0 and 0.999, two critic steps, EMA 0.9999
+# Brock et al. 2018, appendix C: batches of 2048, Adam with beta 0 and 0.999, two critic steps, EMA 0.9999; eps is that
+# of the authors' scripts
 BIGGAN_RECIPE = Recipe(
     batch_size=2048, pictures=1_000_000_000, ema_half_life=14_195_000,
     optimizers={
@@ -399,7 +414,7 @@ def biggan_network(image_size: int, width: int = 96) -> ResNetConfig:
     return ResNetConfig(
         tuple(width * m for m in drawing[: blocks + 1]), tuple(width * m for m in seeing[: blocks + 1]),
         critic_downs=blocks, spectral_generator=True, shared=128, hierarchical=True,
-        attention=64 if image_size >= 128 else 0,
+        attention={128: 64, 256: 128, 512: 64}.get(image_size, 0), critic_attention=64 if image_size >= 128 else 0,
     )  # fmt: skip
 
 
@@ -430,8 +445,9 @@ biggan = System(
 )  # fmt: skip
 
 # Karras et al. 2017 (1710.10196), appendix A: batches of 16, Adam at 1e-3 with beta 0 and 0.99, an average of decay
-# 0.999 a step. At 1024 pixels both players see 13.6 million pictures until all is there.
-PROGAN_RECIPE = _recipe(1e-3, (0.0, 0.99), 16, ema_half_life=11_000, ema_ramp=0.0, pictures=30_000_000)
+# 0.999 a step. At 1024 pixels each player sees 12.8 million pictures until all is there, and 19 million in all; theirs
+# are mirrored at random, and in batches of 14, 6 and 3 from 256 pixels on.
+PROGAN_RECIPE = _recipe(1e-3, (0.0, 0.99), 16, ema_half_life=11_000, ema_ramp=0.0, pictures=38_000_000, flip=True)
 # Where all weights are N(0, 1), a step of the published rates changes them by a four-hundredth, too little for a few
 # thousand steps. 48,000 pictures, stylegan2: Frechet distance 40; at 2.5e-3 in batches of 32 it is 58 after 120,000
 SMALL_EQUALISED_RECIPE = _recipe(1e-2, (0.0, 0.99), 16)
@@ -455,12 +471,13 @@ progan = System(
             data.image_size, data.channels, latent=64, growing=Growing(75, 75),
             network=ProGANNetworks(16 * data.image_size, 64, min(7, data.image_size // 2), fused=True),
         ),
-        "paper": lambda data: ProGANConfig(data.image_size, data.channels),
+        "paper": lambda data: ProGANConfig(data.image_size, data.channels, network=ProGANNetworks(group=16)),
     }, PROGAN_RECIPE, SMALL_EQUALISED_RECIPE),
 )  # fmt: skip
 
-# Karras et al. 2018 (1812.04948), appendix C: as ProGAN, from 8 pixels on, and 25 million pictures for each player.
-STYLEGAN_RECIPE = _recipe(3e-3, (0.0, 0.99), 32, ema_half_life=10_000, ema_ramp=0.0, pictures=50_000_000)
+# Karras et al. 2018 (1812.04948), appendix C: as ProGAN, from 8 pixels on, and 25 million pictures for each player. The
+# rate and the batches are those from 512 pixels on; below, theirs are 1e-3 to 2e-3, and at first of 64 to 256
+STYLEGAN_RECIPE = _recipe(3e-3, (0.0, 0.99), 32, ema_half_life=10_000, ema_ramp=0.0, pictures=50_000_000, flip=True)
 
 stylegan = System(
     name="stylegan",
@@ -513,11 +530,15 @@ def _small_stylegan2(data: PictureSpec, **choices: Any) -> StyleGAN2Config:
 # Karras et al. 2019 (1912.04958), appendix B: batches of 32, 25 million real pictures (and as many batches again for
 # the generator), an average of 10,000 pictures. There a penalty is a step of its own, so that k + 1 steps stand for k,
 # and rates and betas are corrected by c = k / (k + 1): c lr, beta^c. Here it is part of the step, so that k steps are
-# k, and rates and betas are those without lazy penalties: in k steps Adam goes as far, and forgets as much.
-STYLEGAN2_RECIPE = _recipe(2e-3, (0.0, 0.99), 32, ema_half_life=10_000, ema_ramp=0.0, pictures=50_000_000)
+# k, and rates and betas are those without lazy penalties: in k steps Adam goes as far, and forgets as much. Lengths of
+# paths are measured at every 8th step as the paper says; the authors' code does so at every 4th. Faces are mirrored.
+STYLEGAN2_RECIPE = _recipe(2e-3, (0.0, 0.99), 32, ema_half_life=10_000, ema_ramp=0.0, pictures=50_000_000, flip=True)
 # Karras et al. 2020 (2006.06676), appendix C, at 256 and 512 pixels: batches of 64; at 1024 pixels they are of 32, the
 # rate is 2e-3, and the average one of 10,000 pictures
-ADA_RECIPE = _recipe(2.5e-3, (0.0, 0.99), 64, ema_half_life=20_000, ema_ramp=0.0, pictures=50_000_000)
+ADA_RECIPE = replace(
+    STYLEGAN2_RECIPE, batch_size=64, ema_half_life=20_000,
+    optimizers={"model": Optimizer("adam", lr=2.5e-3, betas=(0.0, 0.99), clip=None)},
+)  # fmt: skip
 
 
 def published_base(data: PictureSpec) -> int:
@@ -589,9 +610,10 @@ def _small_stylegan3(data: PictureSpec, **network: Any) -> StyleGAN3Config:
 
 
 # Karras et al. 2021, figure 16: batches of 32, 25 million real pictures (and as many batches again for the generator),
-# the generator learns a little faster. All of their pictures are mirrored at random, being as likely either way.
+# the generator learns a little faster. All of their pictures are mirrored at random, being as likely either way. At 256
+# pixels batches are of 64, and both players learn at 2.5e-3.
 STYLEGAN3_RECIPE = replace(
-    STYLEGAN2_RECIPE, optimizers={
+    STYLEGAN2_RECIPE, ema_ramp=0.05, optimizers={
         "generator": Optimizer("adam", lr=2.5e-3, betas=(0.0, 0.99), clip=None),
         "discriminator": Optimizer("adam", lr=2e-3, betas=(0.0, 0.99), clip=None),
     },
@@ -599,12 +621,16 @@ STYLEGAN3_RECIPE = replace(
 
 
 def _published_stylegan3(data: PictureSpec, rotates: bool = False, **choices: Any) -> StyleGAN3Config:
-    """Karras et al. 2021, figure 16; R1 as in appendix F.2: 0.001 times pixels over pictures of a batch."""
+    """Karras et al. 2021, figure 16; R1 as in appendix F.2: 0.001 times pixels over pictures of a batch.
+
+    At 256 and 512 pixels, as in the authors' commands: 1, and 8.2 (T) or 16.4 (R).
+    """
     base, times = published_base(data), 2 if rotates else 1
     network = StyleGAN3Networks(
         times * base, times * 512, kernel=1 if rotates else 3, radial=rotates, critic_base=base
     )  # fmt: skip
-    gamma = 0.001 * data.image_size**2 / STYLEGAN3_RECIPE.batch_size
+    rule = 0.001 * data.image_size**2 / STYLEGAN3_RECIPE.batch_size
+    gamma = {256: 1.0, 512: 16.4 if rotates else 8.2}.get(data.image_size, rule)
     return _stylegan3(data, network, penalty=ZeroCentred(gamma=gamma, every=16), **choices)
 
 
