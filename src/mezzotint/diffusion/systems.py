@@ -675,6 +675,16 @@ RECTIFIED: dict[str, Any] = {
 # the first flow, and 800 k steps, of which the published weights are. Theirs samples with RK45, its steps are ours
 RECTIFIED_RECIPE = replace(PAPER_RECIPE, ema_half_life=88_723_000)
 
+
+def liu_network(image_size: int) -> NCSNppConfig:
+    """The network of Liu et al. 2022 for CIFAR-10: DDPM++, dropout 0.15."""
+    return replace(ddpmpp_config(image_size), dropout=0.15)
+
+
+def _first_flow(data: PictureSpec, network: Callable[[int], NCSNppConfig]) -> DenoisingConfig:
+    return _config(DenoisingConfig, data, network(data.image_size), **RECTIFIED, times="uniform")
+
+
 rectified_flow = System(
     name="rectified-flow",
     title="Rectified flow",
@@ -692,17 +702,19 @@ rectified_flow = System(
         "small": lambda data: _config(
             DenoisingConfig, data, small_unet(data), **RECTIFIED, times="logit-normal", guidance=1.0
         ),
-        "paper": lambda data: _config(
-            DenoisingConfig, data, replace(ddpmpp_config(data.image_size), dropout=0.15), **RECTIFIED, times="uniform"
-        ),
+        "paper": lambda data: _first_flow(data, liu_network),
     }, RECTIFIED_RECIPE),
 )  # fmt: skip
 
 
-def _rectified(share: float) -> Stage:
-    """Rectified flow as the first stage of what is learned from it."""
+def _rectified(share: float, network: Callable[[int], NCSNppConfig] = liu_network) -> Stage:
+    """Rectified flow as the first stage of what is learned from it.
+
+    network  of the `paper` size: the students have the same
+    """
     (stage,) = rectified_flow.stages
-    return replace(stage, name="rectified", share=share)
+    sizes = {**stage.sizes, "paper": lambda data: _first_flow(data, network)}
+    return replace(stage, name="rectified", sizes=sizes, share=share)
 
 
 # What later flows learn from: on a laptop, eight Euler steps of the first flow; in the paper, the adaptive solver, and
@@ -840,6 +852,18 @@ optimal_flow_matching = System(
         replace(SMALL_RECIPE, optimizers={"model": Optimizer("adam", lr=2e-3, betas=(0.9, 0.99))})),
 )  # fmt: skip
 
+
+def lee_network(image_size: int) -> NCSNppConfig:
+    """The network of Lee et al. 2024 for CIFAR-10: NCSN++ of equal widths, as in EDM, dropout 0.13."""
+    return replace(ncsnpp_config(image_size, multipliers=(2, 2, 2)), dropout=0.13)
+
+
+# The authors' command for CIFAR-10: 800 k steps of 512, Adam at 2e-4 after 5000 steps of warm-up, EMA 0.9999
+LEE_RECIPE = Recipe(
+    batch_size=512, pictures=409_600_000, warmup=2_560_000, decay="constant", ema_half_life=3_549_000,
+    optimizers={"model": Optimizer("adam", lr=2e-4, clip=None)}, flip=True,
+)  # fmt: skip
+
 improved_rectified_flow = System(
     name="improved-rectified-flow",
     title="Improved rectified flow",
@@ -850,29 +874,15 @@ improved_rectified_flow = System(
         "One round of reflow is enough if it is trained well: at times near both ends, where a straight flow is hard "
         "to learn, and with the pseudo-Huber metric, which a few bad pairs do not move. One or two steps are enough."
     ),
-    # The authors' first flow is EDM, which they never train; their second has its network and a million of its pairs
+    # The authors' first flow is EDM, which they take as it was published; here it is learned, by the same network
     stages=(
-        _rectified(3),
+        _rectified(3, lee_network),
         _reflow(
-            "model",
-            2,
-            2,
-            network=lambda size: replace(ncsnpp_config(size, multipliers=(2, 2, 2)), dropout=0.13),
-            recipe=Recipe(
-                batch_size=512,
-                pictures=409_600_000,
-                warmup=2_560_000,
-                decay="constant",
-                ema_half_life=3_549_000,
-                optimizers={"model": Optimizer("adam", lr=2e-4, clip=None)},
-                flip=True,
-            ),
-            pairs=1_000_000,
-            times="u-shaped",
+            "model", 2, 2, network=lee_network, recipe=LEE_RECIPE, pairs=1_000_000, times="u-shaped",
             metric="pseudo-huber",
         ),
     ),
-)
+)  # fmt: skip
 
 boundary_rectified_flow = System(
     name="boundary-rectified-flow",
