@@ -103,6 +103,8 @@ class Runs:
         # shares of the stages: 9 to 1, 1 to 1
         pictures = {"M1": -(-self.seen * 10 // 9), "M2": self.seen, "M1 + M2": 2 * self.seen}[model]
         changes = {"labelled": str(labels), **(RECIPE if self.asked.size == "paper" else {})}
+        if model == "M1 + M2" and labels > 100 and self.asked.size == "paper":
+            changes["model:network.widths"] = "500"  # as published: 300 neurons for 100 labels
         changes |= {} if alpha is None else {"alpha": f"{alpha:g}"}
         settings = RunSettings(
             SYSTEMS[model], self.data, size=self.asked.size, budget=Budget(pictures), seed=seed, changes=changes
