@@ -158,6 +158,16 @@ def test_codes_looked_at_in_evaluation_are_not_remembered():
     assert torch.equal(model.sample(3), model.sample(3, codes="standard"))
 
 
+def test_pictures_are_drawn_of_fitted_codes_where_codes_were_seen():
+    model = Autoencoder(AutoencoderConfig(4, network=MLP)).train()
+    model(batch())
+    model.after_step(0)
+    fitted = model.decode(model.random_codes(PictureRandom(range(3)), fitted=True))
+    assert torch.allclose(model.sample(3), fitted, atol=1e-6)
+    assert torch.allclose(model.sample(3, codes="fitted"), fitted, atol=1e-6)
+    assert not torch.allclose(model.sample(3, codes="standard"), fitted, atol=1e-3)
+
+
 def test_what_an_autoencoder_refuses():
     model = Autoencoder(AutoencoderConfig(4, network=MLP))
     with pytest.raises(ConfigError, match="'fitted' or 'standard'"):

@@ -47,7 +47,7 @@ def test_codes_are_standard_normal_and_walked_along_an_arc(name):
     assert torch.allclose(ends, made.sample(2, seeds=5), atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["draw", "ladder-vae"])
+@pytest.mark.parametrize("name", ["vae", "draw", "ladder-vae"])
 def test_codes_of_another_size_and_labels_are_refused(name):
     made = model(name)
     codes = made.codes([0, 1])
@@ -65,6 +65,6 @@ def test_codes_of_a_hierarchy_are_added():
     assert torch.allclose(arithmetic(made, [1], [2], [3]), codes[:1] + codes[1:2] - codes[2:], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["cvae", "semi-supervised-m2", "vq-vae", "generative-dae"])
+@pytest.mark.parametrize("name", ["pixelvae", "cvae", "semi-supervised-m2", "vq-vae", "generative-dae"])
 def test_what_is_not_made_of_such_numbers_alone_does_not_say_it_is(name):
     assert "interpolate" not in abilities(find(name).stages[-1].model)

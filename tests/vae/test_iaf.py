@@ -174,6 +174,52 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_halves(truth, objective, choic
     truth("iaf-vae", "loss of a batch, relative", "mean over its halves", error, 1e-15)
 
 
+def test_of_fewer_levels_only_those_are_drawn():
+    made = model(flow_steps=1)
+    assert torch.equal(made.sample(2, layers=3), made.sample(2))
+    assert torch.equal(made.sample(2, layers=3, temperature=0.0), made.sample(2, layers=0))
+    one = made.sample(2, layers=1)
+    assert not torch.allclose(one, made.sample(2), atol=1e-6)
+    assert torch.allclose(one[1], made.sample(1, layers=1, seeds=1)[0])
+
+
+def test_every_choice_is_that_of_the_network():
+    made = model(flow_steps=3, flow_layers=2, placed=True, weight_norm=True)
+    for level in made.levels:
+        assert [step.reverse for step in level.flow] == [False, True, False]
+        assert all(len(step.layers) == 2 for step in level.flow)
+    assert made.above.shape == (6, 2, 2)
+    plain = model()
+    assert plain.above.shape == (6, 1, 1)
+    assert any("original0" in name for name, _ in made.named_parameters())  # the lengths of weights
+    assert not any("original0" in name for name, _ in plain.named_parameters())
+
+
+@torch.no_grad()
+def test_a_block_answers_as_loudly_as_it_is_told():
+    quiet, loud = model(residual=0.1).levels[0], model(residual=1.0).levels[0]
+    loud.load_state_dict(quiet.state_dict())
+    state, z = torch.randn(1, 6, 2, 2).double(), torch.randn(1, 2, 2, 2).double()
+    rest = quiet.look(state)[1]
+    assert torch.allclose(10 * (quiet.onward(state, rest, z) - state), loud.onward(state, rest, z) - state)
+    x = torch.randn(1, 6, 4, 4).double()
+    quiet, loud = model(residual=0.1).levels[-1], model(residual=1.0).levels[-1]
+    loud.load_state_dict(quiet.state_dict())
+    assert torch.allclose(10 * (quiet.see(x)[1] - x), loud.see(x)[1] - x)
+
+
+@torch.no_grad()
+def test_the_gate_is_what_a_step_keeps_of_z_where_the_network_says_nothing():
+    for gate in (0.0, 2.0):
+        step = IAFStep(config(gate=gate)).double()
+        for parameter in step.last.parameters():
+            parameter.zero_()
+        z = torch.randn(1, 2, 3, 2).double()
+        y, log_sigma = step(z, torch.zeros(1, 6, 3, 2).double())
+        assert torch.allclose(y, torch.sigmoid(torch.tensor(gate).double()) * z)
+        assert torch.allclose(log_sigma.exp(), torch.sigmoid(torch.tensor(gate).double()))
+
+
 def test_pictures_in_colour_are_drawn_reproduced_and_diagnosed():
     made = IAFVAE(IAFConfig(8, 3, 2, 6, (1, 2)))
     assert made.sample(2).shape == (2, 3, 8, 8)

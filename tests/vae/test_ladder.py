@@ -247,8 +247,24 @@ def test_of_fewer_levels_only_those_are_drawn():
     expected = model.descend(3, None, lambda k, prior, posterior: z[k])
     assert torch.allclose(model.sample(3, layers=1), torch.tanh(expected / 2), atol=1e-6)
     assert not torch.allclose(model.sample(3, layers=1), model.sample(3), atol=1e-3)
+    assert torch.equal(model.sample(3, layers=2, temperature=0.0), none)
+    assert not torch.equal(model.sample(3, layers=1, temperature=0.5), model.sample(3, layers=1))
+    assert set(model.sample(3, layers=1, pixels="drawn").unique().tolist()) <= {-1.0, 1.0}
     with pytest.raises(ConfigError, match="2 groups"):
         model.sample(1, layers=3)
+
+
+def test_layers_between_levels_are_normalised_and_activated_as_asked():
+    def count(model, kind):
+        return sum(isinstance(module, kind) for module in model.modules())
+
+    plain, normal = ladder(), ladder(normalise="layer", activation="leaky")
+    assert (count(plain, nn.LayerNorm), count(plain, nn.LeakyReLU)) == (0, 0)
+    assert count(normal, nn.LeakyReLU) == count(normal, nn.LayerNorm) > 4
+    x = binary()
+    bent = nn.ModuleList([normal.first, normal.last, normal.up, normal.levels])
+    assert not torch.allclose(normal.reconstruct(x), plain.reconstruct(x))
+    assert count(bent, nn.Tanh) == 0
 
 
 def test_colour_pictures_and_convolutions():

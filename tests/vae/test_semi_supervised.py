@@ -234,6 +234,16 @@ def test_pictures_without_labels_teach_the_classifier_too():
         assert all(p.grad.abs().max() > 1e-8 for p in model.core.classifier.parameters())
 
 
+@pytest.mark.parametrize("made", [m2, stacked])
+def test_without_chance_all_pictures_of_a_class_are_alike(made):
+    model, labels = shaken(made()).float(), torch.tensor([1, 1, 0])
+    still = model.sample(3, labels=labels, temperature=0.0)
+    assert torch.allclose(still[0], still[1], atol=1e-6)
+    assert not torch.allclose(still[0], still[2], atol=1e-4)
+    lively = model.sample(3, labels=labels)
+    assert not torch.allclose(lively[0], lively[1], atol=1e-4)
+
+
 def stripes(n, flip):
     """Level stripes (class 0) and upright ones, some pixels turned over; the set, and the upright stripes."""
     wave, labels = torch.tensor([1.0, -1.0]).repeat(2).expand(4, 4), torch.arange(n) % 2

@@ -14,7 +14,7 @@ from mezzotint.core.batch import Batch
 from mezzotint.core.errors import ConfigError
 from mezzotint.core.model import abilities
 from mezzotint.vae.gaussian import Gaussian
-from mezzotint.vae.likelihoods import BernoulliConfig
+from mezzotint.vae.likelihoods import BernoulliConfig, GaussianPixelsConfig
 from mezzotint.vae.networks import ConvConfig, MLPConfig
 from mezzotint.vae.objectives import ELBO, ImportanceWeighted
 from mezzotint.vae.vhp import VHPVAE, ConstraintConfig, VHPConfig, multiplier
@@ -66,6 +66,32 @@ def linear(a=1.3, b=0.4, s2=0.5) -> tuple[VHPVAE, torch.distributions.Normal]:
     model.prior["infer"] = Answer(a / (a**2 + s2), -a * b / (a**2 + s2), s2 / (a**2 + s2))
     mean, std = (torch.tensor(v, dtype=torch.float64) for v in (b, (a**2 + s2) ** 0.5))
     return model, torch.distributions.Normal(mean, std)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("hold", [True, False])
+def test_an_error_that_is_no_number_is_not_remembered(bad, hold):
+    """The step of such a batch is skipped, and the weight of the KL goes on from where it was."""
+    constraint = ConstraintConfig(most=0.5, begin=0.2, least=0.1, hold_prior=hold)
+    model = small(constraint=constraint, likelihood=GaussianPixelsConfig()).train()
+    images = binary_pictures()[:4]
+    for step in range(3):
+        model(Batch(images, seeds=range(4)))
+        model.after_step(step)
+    before = model.beta.clone(), model.average.clone()
+    poisoned = images.clone()
+    poisoned[0, 0, 0, 0] = bad
+    model(Batch(poisoned, seeds=range(4)))
+    model.after_step(3)
+    assert torch.equal(model.beta, before[0])
+    assert torch.equal(model.average, before[1])
+
+
+def test_the_networks_of_the_prior_have_the_activation_that_was_asked_for():
+    kinds = {"tanh": nn.Tanh, "relu": nn.ReLU}
+    for name, kind in kinds.items():
+        found = {type(module) for module in small(activation=name).prior.modules()} & set(kinds.values())
+        assert found == {kind}
 
 
 def test_the_density_is_exact_where_zeta_is_inferred_exactly(truth):

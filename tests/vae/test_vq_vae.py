@@ -209,6 +209,7 @@ def test_likelier_codes_are_drawn_where_asked():
     alike = model.sample(4, seeds=0, temperature=0.0)
     assert torch.equal(alike[0], alike[3])
     assert torch.equal(alike, model.sample(4, seeds=0, top_k=1))
+    assert torch.equal(alike, model.sample(4, seeds=0, top_p=1e-9))
 
 
 def test_what_cannot_be_is_refused():

@@ -91,8 +91,8 @@ class MaskedBinaryModel(Model):
         """
         refuse_labels(labels)
         refuse(captions=captions, source=source, mask=mask)
-        if temperature < 0:
-            raise ConfigError(f"a temperature is 0 or more, not {temperature}")
+        if not 0 <= temperature < math.inf:
+            raise ConfigError(f"a temperature is a number of 0 or more, not {temperature}")
         dims = self.network.inputs
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         numbers, u = random.integers(0, self.network.masks), random.uniform(dims)  # (n,), (n, D)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +31,8 @@ class Choice(Config):
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_k"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, but it is {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is a number that is not negative, not {getattr(self, name)}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is a probability above 0, not {self.top_p}")
 

@@ -22,7 +22,7 @@ class Config:
     configs, `network: UNetConfig | DiTConfig`; each of them then has a constant, `kind: Literal["dit"] = "dit"`.
     """
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "allow_inf_nan": False}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `json.dumps` accepts."""

@@ -40,7 +40,7 @@ class Draws:
 
 
 class Recorded(Draws):
-    """Draws that are kept."""
+    """Normal draws that are kept."""
 
     def __init__(self, random: PictureRandom) -> None:
         super().__init__(random)
@@ -202,7 +202,8 @@ class CodedModel(VariationalModel):
     """A model whose pictures are each made of standard normal numbers, their code: all that `generate` draws.
 
     That is z where p(z) = N(0, I). Where z is drawn in parts given each other, it is the numbers of which each part is
-    made beside what came before, so that a change far up changes all that follows.
+    made beside what came before, so that a change far up changes all that follows; it is then not what `encode` finds
+    and `decode` takes, which is z itself.
     """
 
     @torch.no_grad()
@@ -234,8 +235,8 @@ def check_controls(pixels: str, temperature: float) -> None:
     """Raises `ConfigError` where `sample` is asked for another kind of pixels, or a temperature that is none."""
     if pixels not in ("mean", "drawn"):
         raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
-    if not temperature >= 0:
-        raise ConfigError(f"a temperature is 0 or more, not {temperature}")
+    if not 0 <= temperature < math.inf:
+        raise ConfigError(f"a temperature is a number of 0 or more, not {temperature}")
 
 
 def refuse_doubly(objective: ObjectiveConfig, what: str) -> None:

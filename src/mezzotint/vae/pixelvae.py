@@ -17,7 +17,7 @@ from ..core.labels import refuse, refuse_labels
 from .likelihoods import LogisticsConfig
 from .model import Draws, check_controls
 from .networks import ConvConfig, MLPConfig, begin
-from .vae import VAE, VAEConfig
+from .vae import VAEConfig, VectorModel
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class PixelVAEConfig(VAEConfig):
             one_channel(self.channels, self.likelihood.kind)
 
 
-class PixelVAE(VAE):
+class PixelVAE(VectorModel):
     """The decoder's last part is autoregressive (survey, eq. 20-21):
 
         p(x | z) = prod_i p(x_i | x_1, ..., x_{i-1}, z),    z of N(0, I),

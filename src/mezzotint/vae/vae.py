@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..core.batch import Batch, PictureRandom
-from ..core.codes import slerp
+from ..core.batch import Batch
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import refuse_labels
 from ..core.model import Losses
 from .gaussian import Gaussian
 from .likelihoods import LikelihoodConfig, LogisticsConfig
-from .model import Draws, Latents, VariationalModel
+from .model import CodedModel, Draws, Latents, VariationalModel
 from .networks import ConvConfig, NetworkConfig
 from .objectives import ELBO, ImportanceWeighted, Inferred, ObjectiveConfig, weigh_again
 
@@ -38,11 +35,8 @@ class VAEConfig(Config):
             raise ConfigError(f"a code has at least 1 dimension, not {self.latent}")
 
 
-class VAE(VariationalModel):
-    """p(x | z) N(z; 0, I), and q(z | x) = N(mu(x), diag(sigma(x)^2)); survey, eq. 3-14.
-
-    Source: Kingma and Welling 2013 (arXiv 1312.6114), section 3; Rezende et al. 2014 (arXiv 1401.4082).
-    """
+class VectorModel(VariationalModel):
+    """p(x | z) N(z; 0, I), and q(z | x) = N(mu(x), diag(sigma(x)^2)), z a vector; survey, eq. 3-14."""
 
     config: VAEConfig
 
@@ -115,15 +109,9 @@ class VAE(VariationalModel):
         """E[x | E[z | x]], (B, C, H, W) in [-1, 1]."""
         return self.decode(self.encode(images))
 
-    def codes(self, seeds: Sequence[int]) -> Tensor:
-        """z of the pictures that `sample` draws of these seeds, (B, latent)."""
-        return Draws(PictureRandom(seeds, self.device)).normal(self.config.latent)
 
-    def from_codes(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        """As `decode`. Raises `ConfigError` for labels, which this model knows nothing of."""
-        refuse_labels(labels)
-        return self.decode(codes.to(self.device))
+class VAE(VectorModel, CodedModel):
+    """Whose p(x | z) is of each pixel by itself, so that a picture is made of z alone.
 
-    def between(self, first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
-        """Along an arc: see `core.codes`."""
-        return slerp(first, last, shares)
+    Source: Kingma and Welling 2013 (arXiv 1312.6114), section 3; Rezende et al. 2014 (arXiv 1401.4082).
+    """

@@ -202,6 +202,8 @@ class VHPVAE(CodedModel):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
         now = sums[0] / sums[1]
+        if not bool(now.isfinite()):  # of a batch whose step was skipped
+            return
         kept = now if bool(self.average.isnan()) else self.average
         self.average.copy_(constraint.memory * kept + (1 - constraint.memory) * now)
         excess = self.average - constraint.most
