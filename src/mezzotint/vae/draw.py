@@ -197,6 +197,11 @@ class DRAW(CodedModel):
             log_ratio = log_ratio + Gaussian.standard(step.z).log_prob(step.z) - posterior.log_prob(step.z)
         return Inferred(self.likelihood.log_prob(steps[-1].canvas, batch.images), torch.stack(kl, 1), log_ratio)
 
+    @property
+    def noise_shapes(self) -> list[tuple[int, ...]]:
+        """That of z_1 ... z_T."""
+        return [(self.config.glimpses, self.config.latent)]
+
     def generate(self, n: int, draws: Draws, temperature: float = 1.0) -> Tensor:
         """c_T, the z_t from N(0, temperature^2 I)."""
         return self._last(temperature * draws.normal(self.config.glimpses, self.config.latent))

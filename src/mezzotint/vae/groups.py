@@ -66,9 +66,15 @@ class GroupedModel(CodedModel):
     def infer(self, batch: Batch, seen: tuple[Tensor, ...], draws: Draws) -> Inferred:
         """One z each; the KL of each group given the groups above it as they were drawn."""
         numbers, drawn = self._follow(seen, draws.normal(self._width))
-        columns = [_by_channel(group.kl) if self.by_channel else group.kl.flatten(1).sum(1)[:, None] for group in drawn]
+        kl = [_places(group.kl).sum(2) for group in drawn]
+        columns = kl if self.by_channel else [one.sum(1, keepdim=True) for one in kl]
         log_ratio = torch.stack([group.log_ratio for group in drawn]).sum(0)
         return Inferred(self.likelihood.log_prob(numbers, batch.images), torch.cat(columns, 1), log_ratio)
+
+    @property
+    def noise_shapes(self) -> list[tuple[int, ...]]:
+        """That of all groups in one."""
+        return [(self._width,)]
 
     def generate(self, n: int, draws: Draws, temperature: float = 1.0, layers: int | None = None) -> Tensor:
         """Numbers for the pixels, (n, outputs, H, W).
@@ -108,12 +114,7 @@ class GroupedModel(CodedModel):
 
         Raises `ConfigError` for another kind of pixels, a temperature below 0, or more layers than there are.
         """
-        if layers is None:
-            return super().sample(
-                n, labels=labels, captions=captions, source=source, mask=mask, seeds=seeds, temperature=temperature,
-                pixels=pixels,
-            )  # fmt: skip
-        if not 0 <= layers <= self.groups:
+        if layers is not None and not 0 <= layers <= self.groups:
             raise ConfigError(f"this model draws z in {self.groups} groups; layers is one of 0 ... {self.groups}")
         check_controls(pixels, temperature)
         refuse_labels(labels)
@@ -132,9 +133,8 @@ class GroupedModel(CodedModel):
         seen = self.recognise(Batch(images))
         random = PictureRandom(picture_seeds(len(images), seeds), images.device)
         _, drawn = self._follow(seen, Draws(random).normal(self._width))
-        means = [z.flatten(2).mean(2) if z.dim() > 2 else z for z in self._means(seen)]
-        kl = [_by_channel(group.kl) for group in drawn]
-        return Latents(torch.cat(means, 1), torch.cat(kl, 1))
+        means = [_places(mean).mean(2) for mean in self._means(seen)]
+        return Latents(torch.cat(means, 1), torch.cat([_places(group.kl).sum(2) for group in drawn], 1))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -186,9 +186,9 @@ class GroupedModel(CodedModel):
         return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes)]
 
 
-def _by_channel(values: Tensor) -> Tensor:
-    """The sum over the positions of a map, (B, C); values of a vector as they are."""
-    return values.flatten(2).sum(2) if values.dim() > 2 else values
+def _places(values: Tensor) -> Tensor:
+    """Of maps the positions of each channel, (B, C, H W); a number of a vector has one, (B, D, 1)."""
+    return values.flatten(2) if values.dim() > 2 else values[..., None]
 
 
 def halved(size: int, rate: int = 2) -> int:

@@ -96,6 +96,11 @@ class HierarchicalVariationalModel(CodedModel):
         log_ratio = Gaussian.standard(z).log_prob(z) - posterior.log_prob(z) - correction
         return Inferred(self.likelihood.log_prob(self.decoder(z), batch.images), kl[:, None], log_ratio)
 
+    @property
+    def noise_shapes(self) -> list[tuple[int, ...]]:
+        """That of z: lambda is the posterior's alone."""
+        return [(self.config.latent,)]
+
     def generate(self, n: int, draws: Draws, temperature: float = 1.0) -> Tensor:
         """Decoder(z), z from N(0, temperature^2 I)."""
         like = next(self.parameters())

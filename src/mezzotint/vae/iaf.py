@@ -222,7 +222,7 @@ class IAFVAE(TopDownModel):
         super().__init__(likelihood, config.objective, levels[::-1], shapes)
         self.config = config
         self.first = config.begun(nn.Conv2d(config.channels, config.width, 5, stride=2, padding=2))
-        size = config.image_size // 2 ** len(config.depths) if config.placed else 1
+        size = sizes[-1] if config.placed else 1
         self.above = nn.Parameter(torch.zeros(config.width, size, size))
         self.last = config.begun(
             nn.ConvTranspose2d(config.width, likelihood.outputs, 5, stride=2, padding=2, output_padding=1)
@@ -238,8 +238,7 @@ class IAFVAE(TopDownModel):
 
     def start(self, n: int) -> Tensor:
         """What was learned to stand there."""
-        size = self.config.image_size // 2 ** len(self.config.depths)
-        return self.above.expand(n, -1, size, size)
+        return self.above.expand(n, -1, *self.shapes[0][1:])
 
     def finish(self, state: Tensor) -> Tensor:
         """P(x | z)."""

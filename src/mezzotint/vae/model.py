@@ -39,26 +39,8 @@ class Draws:
         return self.random.uniform(self.times, *shape).flatten(0, 1)
 
 
-class Recorded(Draws):
-    """Normal draws that are kept."""
-
-    def __init__(self, random: PictureRandom) -> None:
-        super().__init__(random)
-        self.numbers: list[Tensor] = []
-
-    def normal(self, *shape: int) -> Tensor:
-        """As ever."""
-        self.numbers.append(super().normal(*shape))
-        return self.numbers[-1]
-
-    @property
-    def flat(self) -> Tensor:
-        """All that was drawn, one after another, (B, D)."""
-        return torch.cat([numbers.flatten(1) for numbers in self.numbers], 1)
-
-
 class Replayed(Draws):
-    """The numbers that were drawn before, (B, D), in place of chance. Raises `ConfigError` where they do not last."""
+    """The numbers that were drawn before, (B, D), in place of chance."""
 
     def __init__(self, numbers: Tensor) -> None:
         self.left = numbers
@@ -66,8 +48,6 @@ class Replayed(Draws):
     def normal(self, *shape: int) -> Tensor:
         """The next of them."""
         size = math.prod(shape)
-        if self.left.shape[1] < size:
-            raise ConfigError("codes are as `codes` draws them; these have too few numbers for this model")
         now, self.left = self.left[:, :size], self.left[:, size:]
         return now.unflatten(1, shape)
 
@@ -206,12 +186,15 @@ class CodedModel(VariationalModel):
     and `decode` takes, which is z itself.
     """
 
-    @torch.no_grad()
+    @property
+    @abstractmethod
+    def noise_shapes(self) -> list[tuple[int, ...]]:
+        """Of what `generate` draws, in its order."""
+
     def codes(self, seeds: Sequence[int]) -> Tensor:
         """The numbers of the pictures that `sample` draws of these seeds, (B, D)."""
-        drawn = Recorded(PictureRandom(seeds, self.device))
-        self.generate(len(seeds), drawn)
-        return drawn.flat
+        draws = Draws(PictureRandom(seeds, self.device))
+        return torch.cat([draws.normal(*shape).flatten(1) for shape in self.noise_shapes], 1)
 
     @torch.no_grad()
     def from_codes(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -220,11 +203,10 @@ class CodedModel(VariationalModel):
         Raises `ConfigError` for labels, of which this model knows nothing, or another number of numbers.
         """
         refuse_labels(labels)
-        drawn = Replayed(codes.to(self.device))
-        images = self.likelihood.mean(self.generate(len(codes), drawn))
-        if drawn.left.shape[1]:
-            raise ConfigError("codes are as `codes` draws them; these have too many numbers for this model")
-        return images
+        if excess := codes.shape[1] - sum(math.prod(shape) for shape in self.noise_shapes):
+            many = "many" if excess > 0 else "few"
+            raise ConfigError(f"codes are as `codes` draws them; these have too {many} numbers for this model")
+        return self.likelihood.mean(self.generate(len(codes), Replayed(codes.to(self.device))))
 
     def between(self, first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
         """Along an arc: see `core.codes`."""

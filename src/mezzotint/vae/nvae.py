@@ -53,11 +53,9 @@ class NVAEConfig(Config):
     objective: ObjectiveConfig = field(default_factory=ELBO)
 
     def __post_init__(self) -> None:
-        least = {"width": 1, "halvings": 0, "stem_cells": 1, "cells": 1, "latent": 1, "kernel": 1}
-        least |= {"expansion": 1, "last_expansion": 1}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ConfigError(f"{name} must be at least {smallest}, not {getattr(self, name)}")
+        for name in ("width", "halvings", "stem_cells", "cells", "latent", "expansion", "last_expansion", "kernel"):
+            if getattr(self, name) < (least := 0 if name == "halvings" else 1):
+                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.kernel % 2 == 0:
             raise ConfigError(f"a kernel has a pixel in its middle, so its size is odd, not {self.kernel}")
         if not self.groups or min(self.groups) < 1:

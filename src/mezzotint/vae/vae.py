@@ -115,3 +115,8 @@ class VAE(VectorModel, CodedModel):
 
     Source: Kingma and Welling 2013 (arXiv 1312.6114), section 3; Rezende et al. 2014 (arXiv 1401.4082).
     """
+
+    @property
+    def noise_shapes(self) -> list[tuple[int, ...]]:
+        """That of z."""
+        return [(self.config.latent,)]

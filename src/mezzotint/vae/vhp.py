@@ -213,6 +213,11 @@ class VHPVAE(CodedModel):
                 multiplier(self.beta, excess, constraint.rate, constraint.slope).clamp_min(constraint.least)
             )
 
+    @property
+    def noise_shapes(self) -> list[tuple[int, ...]]:
+        """Those of zeta, and of z beside it."""
+        return [(self.config.context,), (self.config.latent,)]
+
     def generate(self, n: int, draws: Draws, temperature: float = 1.0) -> Tensor:
         """Zeta from N(0, t^2 I), z from p(z | zeta) at the same temperature t, and the decoder's numbers."""
         zeta = temperature * draws.normal(self.config.context).to(next(self.parameters()).dtype)
