@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -13,6 +14,7 @@ from mezzotint.core.batch import Batch
 from mezzotint.core.errors import ConfigError, DataError
 from mezzotint.core.system import Optimizer, Recipe
 from mezzotint.data import open_pictures
+from mezzotint.gan.augment import AugmentationConfig
 from mezzotint.gan.losses import LOSSES
 from mezzotint.gan.model import GAN, GANConfig
 from mezzotint.gan.networks import DCGANConfig, MLPConfig, Verdict
@@ -174,6 +176,50 @@ def test_a_lazy_penalty_is_seldom_but_as_heavy_as_a_busy_one():
     assert torch.allclose(torch.stack(found), always * torch.tensor([3.0, 0, 0, 3, 0, 0]))
 
 
+class Squaring(torch.nn.Module):
+    """D(x) = |x|^2 / 2, whose slope at x is x itself."""
+
+    def forward(self, x, labels=None):
+        return Verdict(x.square().flatten(1).sum(1) / 2, x.flatten(1), None)
+
+
+E = torch.linspace(0.1, 0.9, 6)  # the shares of the real pictures
+
+
+class Told:
+    """Random numbers that are known."""
+
+    def uniform(self):
+        return E
+
+
+@pytest.mark.parametrize(
+    ("penalty", "expected"),
+    [(ZeroCentred(3.0), lambda x, g: 1.5 * (x**2).sum(1)), (ZeroCentred(3.0, "fake"), lambda x, g: 1.5 * (g**2).sum(1)),
+     (ZeroCentred(3.0, "both"), lambda x, g: 1.5 * ((x**2).sum(1) + (g**2).sum(1))),
+     (GradientPenalty(10.0), lambda x, g: 10 * ((E[:, None] * x + (1 - E[:, None]) * g).norm(dim=1) - 1) ** 2),
+     (Roth(2.0, final=1.0), lambda x, g: (x**2).sum(1) * (1 + (x**2 / 2).sum(1).exp()) ** -2
+                                         + (g**2).sum(1) * (1 + (-(g**2) / 2).sum(1).exp()) ** -2)],
+    ids=["r1", "r2", "r1 and r2", "wgan-gp", "roth"],
+)  # fmt: skip
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_penalty_is_taken_where_it_says_and_as_often(penalty, expected, every, truth):
+    model = gan(penalty=dataclasses.replace(penalty, every=every))
+    model.discriminator = Squaring()
+    x = batch().images
+    g = torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) / 4
+    found = []
+    for step in range(4):
+        found.append(model.penalty(x, g, None, Told()))
+        model.after_step(step)
+    found = [value.detach() for value in found]
+    once = expected(x.flatten(1), g.flatten(1)).mean()
+    share = torch.tensor([1.0, 1, 1, 1] if every == 1 else [3.0, 0, 0, 3])
+    error = ((torch.stack(found) - once * share) / once).abs().max()
+    name = f"{penalty.kind} {getattr(penalty, 'at', '')}".strip()
+    truth("gan", f"{name} penalty of D = |x|^2 / 2, every {every}", "its formula, relative", error, 2e-6)
+
+
 def test_a_clipped_critic_is_clipped_at_each_of_its_turns(tmp_path):
     """Arjovsky et al. 2017, algorithm 1: neither its next move nor the generator's sees a weight outside."""
     model = mz.create("wgan", image_size=8, critic_steps=2, penalty__bound=0.01)
@@ -243,7 +289,10 @@ def test_what_says_nothing_to_a_gan_is_refused(system):
      ({"noise": -1.0}, "noise"), ({"drift": -1.0}, "drift"), ({"label_smoothing": 0.5}, "below 0.5"),
      ({"label_smoothing": 0.1, "loss": "hinge"}, "no labels to smooth"),
      ({"penalty": Roth(), "loss": "wasserstein"}, "of a logit"),
-     ({"penalty": GradientPenalty(), "network": DCGANConfig()}, "critic_norm=none")],
+     ({"penalty": GradientPenalty(), "network": DCGANConfig()}, "critic_norm=none"),
+     ({"penalty": ZeroCentred(), "network": DCGANConfig()}, "critic_norm=none"),
+     *[({"loss": loss, "augmentation": AugmentationConfig()}, "augmentation.target=none")
+       for loss in ("wasserstein", "relativistic", "least-squares")]],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(choices, message):

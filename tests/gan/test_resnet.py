@@ -46,6 +46,7 @@ def test_truncated_codes_have_the_moments_of_the_truncated_normal(truth):
         variance = 1 - 2 * t * density / math.erf(t / math.sqrt(2))
         truth("biggan", f"variance of codes truncated at {t:g}", "closed form", abs(z.var() - variance), 2e-5)
         assert abs(z.mean()) < 1e-9
+    assert truncated_normal(torch.tensor([0.0, 1 - 2**-24]), 100.0).isfinite().all()  # of all that `uniform` draws
 
 
 def test_orthogonal_rows_cost_nothing_whatever_their_length(truth):
@@ -195,6 +196,22 @@ def test_shapes_that_do_not_fit_are_refused():
         mz.create("biggan", classes=2, latent=7)
     with pytest.raises(ConfigError, match="blocks cannot halve"):
         ResNetConfig(critic_downs=9)
+    for wrong in ({"network__attention": 5}, {"network__critic_attention": 28}):
+        with pytest.raises(ConfigError, match=r"is the size of no block; choose of \["):
+            mz.create("biggan", classes=2, **wrong)
+
+
+def test_both_networks_attend_behind_the_block_of_the_size_that_is_named():
+    model = mz.create("biggan", classes=2, network__attention=14, network__critic_attention=7)
+    seen = {}
+    for name, player in model.players().items():
+        for module in player.modules():
+            if isinstance(module, SelfAttention):
+                module.register_forward_hook(
+                    lambda module, given, out, name=name: seen.setdefault(name, []).append(tuple(out.shape[2:]))
+                )
+    model.discriminator(model.sample(2, labels=[0, 1]), torch.tensor([0, 1]))
+    assert seen == {"generator": [(14, 14)], "discriminator": [(7, 7)]}
 
 
 @pytest.mark.parametrize(

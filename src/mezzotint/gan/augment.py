@@ -229,7 +229,8 @@ class Augmentation(nn.Module):
         """Every `every` steps, p rises if r_t = E[sign D(x)] is above its target and falls if it is below.
 
         By (real pictures since the last time) / `pictures`; p stays within 0 and `most`. Where D is overfitting it is
-        sure of all training pictures, and r_t = 1. Called when a step is done; all processes move alike.
+        sure of all training pictures, and r_t = 1. Scores must be 0 where D cannot tell: `GANConfig` sees to it. Called
+        when a step is done; all processes move alike.
         """
         if not self.seen:
             return

@@ -21,7 +21,7 @@ from .augment import AugmentConfig, NoAugmentation
 from .layers import MinibatchDeviation
 from .losses import LOSSES, UNANCHORED, smoothed, told_apart
 from .networks import Conditioning, DCGANConfig, Discriminator, Generator, NetworkConfig, Verdict
-from .penalties import Clipping, GradientPenalty, NoPenalty, PenaltyConfig, Roth
+from .penalties import Clipping, GradientPenalty, NoPenalty, PenaltyConfig, Roth, ZeroCentred
 from .watch import watch
 
 
@@ -63,10 +63,19 @@ class GANConfig(Config):
             raise ConfigError(f"the loss {self.loss} has no labels to smooth; set label_smoothing=0")
         if isinstance(self.penalty, Roth) and self.loss not in ("saturating", "non-saturating"):
             raise ConfigError(f"the penalty of Roth et al. is of a logit, which the loss {self.loss} has not; set loss")
-        if isinstance(self.penalty, GradientPenalty) and getattr(self.network, "critic_norm", "none") == "batch":
+        if (
+            isinstance(self.penalty, (GradientPenalty, ZeroCentred))
+            and getattr(self.network, "critic_norm", "none") == "batch"
+        ):
             raise ConfigError(
                 "each picture's slope is punished alone, but behind batch normalisation it is that of the batch; set"
                 " network.critic_norm=none"
+            )
+        centred = self.loss in ("saturating", "non-saturating", "hinge")  # a score of 0: D cannot tell
+        if getattr(self.augmentation, "target", None) is not None and not centred:
+            raise ConfigError(
+                "augmentation is adapted by the sign of scores, but a score of 0 is not where a discriminator of the"
+                f" loss {self.loss} cannot tell; set augmentation.target=none and an augmentation.p, or another loss"
             )
 
     @property
@@ -294,9 +303,10 @@ class GAN(Model):
 
     @torch.no_grad()
     def watch(self, images: Tensor, labels: Tensor | None = None) -> Watched:
-        """The collapse watch over as many pictures, always of the same seeds; see `watch.watch`.
+        """The collapse watch over as many pictures, always of the seeds 0, 1, ...; see `watch.watch`.
 
-        The discriminator judges them as in training, augmented and through noise where there is some.
+        The discriminator judges them as in training, augmented and through noise where there is some. The trainer asks
+        the averaged model where there is one, whose discriminator is an average, too.
         Raises `DataError` without labels if the model knows classes.
         """
         wanted = labels_of(Batch(images, labels), self.config.classes)

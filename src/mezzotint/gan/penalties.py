@@ -126,6 +126,8 @@ class Roth(Config):
 
     final  gamma falls to this share of itself over the training, geometrically
 
+    Behind batch normalisation, which the authors' networks have, the slope is that of the sum of the batch's scores.
+
     Source: Roth et al. 2017 (arXiv 1705.09367), eq. 21 and algorithm 1; survey, reference [34].
     """
 

@@ -144,8 +144,8 @@ class ResNetConfig(Config):
     spectral_generator: bool = False  # Zhang et al. 2018: the generator's weights are normalised too
     shared: int = 0  # width of the embedding of the class that all blocks share; 0: each has one of its own
     hierarchical: bool = False  # each block gets a part of z of its own (Brock et al. 2018)
-    attention: int = 0  # the generator attends at this resolution; 0: nowhere
-    critic_attention: int = 0  # and the discriminator at this one
+    attention: int = 0  # the generator attends behind the block of this resolution; 0: nowhere
+    critic_attention: int = 0  # and the discriminator behind the block that halves to this one
     kind: Literal["resnet"] = "resnet"
 
     spectral: ClassVar[bool] = True  # the discriminator's weights are normalised, always
@@ -171,13 +171,16 @@ class ResNetConfig(Config):
         """(B, C, H, W) -> features; channels that tell the class are channels as the others are."""
         self.coarsest(image_size)
         layers: list[nn.Module] = []
-        size = image_size
+        size, sizes = image_size, []
         for number, (before, after) in enumerate(pairwise((channels, *self.critic_widths))):
             down = number < self.critic_downs
             layers.append(DiscriminatorBlock(before, after, down, first=number == 0))
-            size = size // 2 if down else size
-            if size == self.critic_attention and down:
-                layers.append(SelfAttention(after))
+            if down:
+                size //= 2
+                sizes.append(size)
+                if size == self.critic_attention:
+                    layers.append(SelfAttention(after))
+        _reached("critic_attention", self.critic_attention, sizes)
         network = _begun(nn.Sequential(*layers, SumPooled()))
         return Body(spectrally_normalised(network), self.critic_widths[-1])
 
@@ -206,6 +209,7 @@ class ResNetGenerator(nn.Module):
             size *= 2
             self.blocks.append(GeneratorBlock(before, after, condition, config.norm))
             self.attentions.append(SelfAttention(after) if size == config.attention else nn.Identity())
+        _reached("attention", config.attention, [self.size * 2**k for k in range(1, blocks + 1)])
         self.norm = ConditionalNorm(config.widths[-1], 0, config.norm)
         self.last = nn.Conv2d(config.widths[-1], channels, 3, padding=1)
         _begun(self)
@@ -299,7 +303,8 @@ def truncated_normal(u: Tensor, threshold: float) -> Tensor:
     The same distribution as drawing again whatever lies outside (Brock et al. 2018, section 3.1).
     """
     inside = math.erf(threshold / math.sqrt(2))
-    return math.sqrt(2) * torch.erfinv((2 * u.double() - 1) * inside).to(u.dtype)
+    above = u.double().clamp_min(2**-25)  # of a threshold so large that nothing is cut off, 0 would give -infinity
+    return math.sqrt(2) * torch.erfinv((2 * above - 1) * inside).to(u.dtype)
 
 
 def orthogonality(network: nn.Module) -> Tensor:
@@ -316,6 +321,12 @@ def orthogonality(network: nn.Module) -> Tensor:
             products = rows @ rows.T
             sums.append((products - torch.diag(products.diagonal())).square().sum())
     return torch.stack(sums).sum()
+
+
+def _reached(name: str, size: int, sizes: list[int]) -> None:
+    """Raises `ConfigError` for attention at a size that no block gives."""
+    if size and size not in sizes:
+        raise ConfigError(f"{name}={size} is the size of no block; choose of {sizes}, or 0 for none")
 
 
 def _begun(network: nn.Module) -> nn.Module:

@@ -307,7 +307,7 @@ class StyleDiscriminator(nn.Module):
         self.deviation = MinibatchDeviation(n.group) if n.group else None
         self.conv = EqualConv2d(last + (1 if n.group else 0), last)
         self.neurons = EqualLinear(last * sizes[-1] ** 2, last)
-        self.score = EqualLinear(last, 1)
+        self.score = EqualLinear(last, 1, bias=0.0 if config.anchored else None)
         K = config.classes
         self.embedding = EqualLinear(K, last, bias=None, gain=math.sqrt(K)) if K else None  # of a one-hot
         self.classes = K

@@ -414,7 +414,8 @@ def biggan_network(image_size: int, width: int = 96) -> ResNetConfig:
     return ResNetConfig(
         tuple(width * m for m in drawing[: blocks + 1]), tuple(width * m for m in seeing[: blocks + 1]),
         critic_downs=blocks, spectral_generator=True, shared=128, hierarchical=True,
-        attention={128: 64, 256: 128, 512: 64}.get(image_size, 0), critic_attention=64 if image_size >= 128 else 0,
+        attention={128: 64, 256: 128, 512: 64}.get(image_size, 0),
+        critic_attention={128: 64, 256: 64, 512: 64}.get(image_size, 0),
     )  # fmt: skip
 
 
