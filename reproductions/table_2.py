@@ -130,9 +130,9 @@ def main() -> None:
         " easily here: the last row has those of pictures that do not move at all. FD is over the features of"
         f" {FEATURES} (no FID). The networks are `small`: StyleGAN 3 has four layers, narrow margins and short filters"
         " where the published one has fourteen, ten pixels and six taps. StyleGAN 2 begins with waves"
-        " (`network.start=waves`) in the place of its constant, without which nothing could be moved, as in the survey's"
-        " table, and learns the strengths of its noise slowly (`network.noise_lr=0.01`). After so few pictures none of"
-        " the three draws good sprites: distances and coverage say which is least far from them.\n"
+        " (`network.start=waves`) in the place of its constant, without which nothing could be moved, as in the"
+        " survey's table, and learns the strengths of its noise slowly (`network.noise_lr=0.01`). After so few pictures"
+        " none of the three draws good sprites: distances and coverage say which is least far from them.\n"
     )
     protocol = (
         f"Made by `python reproductions/table_2.py --n {asked.n} --equivariance-n {asked.equivariance_n} --pictures"
