@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..core.config import Config
 from ..core.errors import ConfigError
+from .layers import EqualLinear, pixel_norm
 
 Norm = Literal["none", "batch"]
 Conditioning = Literal["none", "concat", "auxiliary", "projection"]
@@ -302,14 +303,50 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Verdict:
         """Of pictures (B, C, H, W) and, if it is conditional, their labels (B,)."""
-        if self.conditioning == "concat":
-            one_hot = F.one_hot(cast("Tensor", labels), self.classes).to(x.dtype)
-            x = torch.cat([x, one_hot[:, :, None, None].expand(-1, -1, *x.shape[2:])], 1)
-        features = self.body(x)
+        features = self.body(beside(x, labels, self.classes) if self.conditioning == "concat" else x)
         score = self.score(features).squeeze(1)
         if self.embedding is not None:
             score = score + (self.embedding(labels) * features).sum(1)
         return Verdict(score, features, None if self.naming is None else self.naming(features))
+
+
+class EqualisedDiscriminator(nn.Module):
+    """What discriminators whose layers learn at equal rates have in common: the head, with the ways of `Discriminator`.
+
+    In the projection <v_y, phi(x)> / sqrt(width), v_y has a mean square of 1.
+
+    Source: survey, eq. 42 to 46.
+    """
+
+    def __init__(self, channels: int, classes: int, conditioning: Conditioning) -> None:
+        super().__init__()
+        self.classes, self.conditioning = classes, conditioning
+        self.channels = channels + (classes if conditioning == "concat" else 0)  # that it looks at
+
+    def build_head(self, width: int, bias: bool) -> None:
+        """Of features of this width; bias: of the score."""
+        K, how = self.classes, self.conditioning
+        self.score = EqualLinear(width, 1, bias=0.0 if bias else None)
+        self.embedding = EqualLinear(K, width, None, gain=math.sqrt(K)) if how == "projection" else None  # of a one-hot
+        self.naming = EqualLinear(width, K) if how == "auxiliary" else None
+
+    def seen(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """The pictures (B, C, H, W), with the class beside them where it is told so."""
+        return beside(x, labels, self.classes) if self.conditioning == "concat" else x
+
+    def verdict(self, features: Tensor, labels: Tensor | None) -> Verdict:
+        """Of features, (B, width)."""
+        score = self.score(features).squeeze(1)
+        if self.embedding is not None:
+            v = pixel_norm(self.embedding(F.one_hot(cast("Tensor", labels), self.classes).to(features.dtype)))
+            score = score + (v * features).sum(1) / math.sqrt(features.shape[1])
+        return Verdict(score, features, None if self.naming is None else self.naming(features))
+
+
+def beside(x: Tensor, labels: Tensor | None, classes: int) -> Tensor:
+    """(B, C, H, W), (B,) -> (B, C + K, H, W): the class as a map of one-hot channels."""
+    one_hot = F.one_hot(cast("Tensor", labels), classes).to(x.dtype)
+    return torch.cat([x, one_hot[:, :, None, None].expand(-1, -1, *x.shape[2:])], 1)
 
 
 class Generator(nn.Module):

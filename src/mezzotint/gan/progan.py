@@ -30,7 +30,7 @@ from .layers import (
     scaled_leaky_relu,
 )
 from .model import GAN, GANConfig
-from .networks import Verdict
+from .networks import EqualisedDiscriminator, Verdict
 from .penalties import GradientPenalty, PenaltyConfig
 
 GAIN = math.sqrt(2)  # of weights before leaky ReLU (He et al. 2015), which itself has none here
@@ -118,8 +118,6 @@ class GrowingConfig(GANConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.conditioning not in ("none", "projection"):
-            raise ConfigError(f"networks that grow are told classes by projection, not by {self.conditioning}")
         first = self.sizes[self.growing.lowest(len(self.sizes))]
         if first < SMALLEST and not isinstance(self.augmentation, NoAugmentation):
             raise ConfigError(
@@ -247,38 +245,37 @@ class Halving(nn.Module):
         return x if self.fused else resized(x, "down")
 
 
-class GrowingDiscriminator(nn.Module):
+class GrowingDiscriminator(EqualisedDiscriminator):
     """The generator's mirror image: the picture becomes a map of its size, which is halved down to the coarsest one.
 
     While a map is faded in, what is made of it is mixed with what the next one makes of the picture at half its size.
-    Then the deviation of the minibatch, one more convolution, and neurons. Where there are classes,
-    <v_y, phi(x)> / sqrt(width) is added to the score, v_y with a mean square of 1.
+    Then the deviation of the minibatch, one more convolution, and neurons.
 
     taps   of the filter on the way down where `fused`, which else is the mean of 2 x 2 pixels
     fused  see `Halving`
 
-    Source: Karras et al. 2017 (arXiv 1710.10196), figure 2 and table 2; the classes: survey, eq. 46.
+    Source: Karras et al. 2017 (arXiv 1710.10196), figure 2 and table 2.
     """
 
     def __init__(self, config: GrowingConfig, taps: Sequence[float], fused: bool) -> None:
-        super().__init__()
-        n, K, sizes = config.network, config.classes, config.sizes
+        super().__init__(config.channels, config.classes, config.conditioning)
+        n, sizes = config.network, config.sizes
         widths = [n.channels(size) for size in sizes]
         last = widths[0]
-        self.lowest, self.grown, self.classes = config.lowest, config.grown, K
+        self.lowest, self.grown = config.lowest, config.grown
         self.from_picture = nn.ModuleList(
-            EqualConv2d(config.channels, width, 1, gain=GAIN) for width in widths[self.lowest :]
+            EqualConv2d(self.channels, width, 1, gain=GAIN) for width in widths[self.lowest :]
         )
         self.blocks = nn.ModuleList(Halving(fine, coarse, taps, fused) for coarse, fine in pairwise(widths))
         self.deviation = MinibatchDeviation(n.group) if n.group else None
         self.conv = EqualConv2d(last + (1 if n.group else 0), last, gain=GAIN)
         self.neurons = EqualLinear(last * sizes[0] ** 2, last, gain=GAIN)
-        self.score = EqualLinear(last, 1, bias=0.0 if config.anchored else None)
-        self.embedding = EqualLinear(K, last, bias=None, gain=math.sqrt(K)) if K else None  # of a one-hot
+        self.build_head(last, config.anchored)
 
     def forward(self, x: Tensor, labels: Tensor | None = None, phase: Phase | None = None) -> Verdict:
         """Of pictures (B, C, n, n), n the size of the phase's map, and labels (B,); None: the last phase."""
         level, alpha = phase or self.grown
+        x = self.seen(x, labels)
         h = self.features(level, x)
         if level:
             h = self.blocks[level - 1](h)
@@ -289,12 +286,7 @@ class GrowingDiscriminator(nn.Module):
         if self.deviation is not None:
             h = self.deviation(h)
         h = scaled_leaky_relu(self.conv(h), 1)
-        features = scaled_leaky_relu(self.neurons(h.flatten(1)), 1)
-        score = self.score(features).squeeze(1)
-        if self.embedding is not None:
-            v = pixel_norm(self.embedding(F.one_hot(cast("Tensor", labels), self.classes).to(features.dtype)))
-            score = score + (v * features).sum(1) / math.sqrt(features.shape[1])
-        return Verdict(score, features, None)
+        return self.verdict(scaled_leaky_relu(self.neurons(h.flatten(1)), 1), labels)
 
     def features(self, level: int, x: Tensor) -> Tensor:
         """A picture of a level as a map, (B, C_level, n, n)."""

@@ -30,10 +30,9 @@ from .layers import (
     mean_over_processes,
     mixed,
     noise_maps,
-    pixel_norm,
 )
 from .model import GANConfig
-from .networks import Verdict
+from .networks import EqualisedDiscriminator, Verdict
 from .penalties import PenaltyConfig, ZeroCentred
 from .styled import NoisyStyledGAN
 from .waves import Waves
@@ -79,8 +78,6 @@ class StyleGAN2Config(GANConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.conditioning not in ("none", "projection"):
-            raise ConfigError(f"StyleGAN 2 tells classes by conditioning=projection, not {self.conditioning}")
         for name in ("mixing", "path_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
@@ -288,43 +285,33 @@ class ResidualBlock(nn.Module):
         return share + activated(self.second, activated(self.first, x), 1.0)
 
 
-class StyleDiscriminator(nn.Module):
+class StyleDiscriminator(EqualisedDiscriminator):
     """Residual blocks down to the coarsest map, the deviation of the minibatch, one more convolution, and neurons.
 
-    Where there are classes, <v_y, phi(x)> / sqrt(width) is added to the score, v_y with a mean square of 1.
-
-    Source: Karras et al. 2020 (arXiv 1912.04958), figure 7 and table 2; survey, eq. 46.
+    Source: Karras et al. 2020 (arXiv 1912.04958), figure 7 and table 2.
     """
 
     def __init__(self, config: StyleGAN2Config) -> None:
-        super().__init__()
+        super().__init__(config.channels, config.classes, config.conditioning)
         n = config.network
         sizes = n.sizes(config.image_size)[::-1]
         widths = [n.channels(size) for size in sizes]
-        self.from_picture = EqualConv2d(config.channels, widths[0], 1)
+        self.from_picture = EqualConv2d(self.channels, widths[0], 1)
         self.blocks = nn.ModuleList(ResidualBlock(before, after) for before, after in pairwise(widths))
         last = widths[-1]
         self.deviation = MinibatchDeviation(n.group) if n.group else None
         self.conv = EqualConv2d(last + (1 if n.group else 0), last)
         self.neurons = EqualLinear(last * sizes[-1] ** 2, last)
-        self.score = EqualLinear(last, 1, bias=0.0 if config.anchored else None)
-        K = config.classes
-        self.embedding = EqualLinear(K, last, bias=None, gain=math.sqrt(K)) if K else None  # of a one-hot
-        self.classes = K
+        self.build_head(last, config.anchored)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Verdict:
         """Of pictures (B, C, H, W) and, if it is conditional, their labels (B,)."""
-        x = activated(self.from_picture, x)
+        x = activated(self.from_picture, self.seen(x, labels))
         for block in self.blocks:
             x = block(x)
         if self.deviation is not None:
             x = self.deviation(x)
-        features = activated(self.neurons, activated(self.conv, x).flatten(1))
-        score = self.score(features).squeeze(1)
-        if self.embedding is not None:
-            v = pixel_norm(self.embedding(F.one_hot(cast("Tensor", labels), self.classes).to(features.dtype)))
-            score = score + (v * features).sum(1) / math.sqrt(features.shape[1])
-        return Verdict(score, features, None)
+        return self.verdict(activated(self.neurons, activated(self.conv, x).flatten(1)), labels)
 
 
 class StyleGAN2(NoisyStyledGAN):

@@ -142,8 +142,6 @@ class StyleGAN3Config(GANConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.conditioning not in ("none", "projection"):
-            raise ConfigError(f"StyleGAN 3 tells classes by conditioning=projection, not {self.conditioning}")
         if self.magnitude_half_life < 1:
             raise ConfigError(f"magnitude_half_life must be at least 1 picture, not {self.magnitude_half_life}")
         if self.blur < 0 or self.blur_steps < 0 or (self.blur > 0) != (self.blur_steps > 0):
@@ -332,7 +330,13 @@ class StyleGAN3(StyledGAN):
         c = self.config
         return StyleDiscriminator(
             StyleGAN2Config(
-                c.image_size, c.channels, c.classes, network=c.network.critic(), conditioning=c.conditioning
+                c.image_size,
+                c.channels,
+                c.classes,
+                network=c.network.critic(),
+                conditioning=c.conditioning,
+                loss=c.loss,
+                drift=c.drift,
             )
         )
 
