@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -16,7 +17,7 @@ from mezzotint.gan.penalties import Clipping, GradientPenalty, NoPenalty, Penalt
 
 GRID = grid_of_gaussians(spacing=0.5, std=0.05)  # centres from -1 to 1
 SCATTERED = math.pi * 0.3**2  # share of good ones among points at random over the grid: a circle in each square
-LATENT, WIDTH, BATCH = 4, 64, 128
+LATENT, WIDTH, BATCH = 4, 128, 256
 
 
 def drawn(mixture: Mixture, n: int) -> torch.Tensor:
@@ -68,15 +69,16 @@ def test_what_are_no_samples_is_refused():
 def neurons(inputs: int, outputs: int, bias: bool = True) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before in (inputs, WIDTH, WIDTH):
-        layers += [nn.Linear(before, WIDTH), nn.LeakyReLU(0.2)]
+        layers += [nn.Linear(before, WIDTH), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(WIDTH, outputs, bias))
 
 
 def trained(
     loss: str, penalty: PenaltyConfig, steps: int, critic_steps: int = 1, lr: float = 2e-3, mixture: Mixture = GRID
 ) -> torch.Tensor:
-    """2,500 samples of a generator of points, trained by these; layers of neurons, Adam, no average."""
+    """2,500 samples of the averaged generator of points, trained by these; layers of neurons, Adam without momentum."""
     generator, critic = neurons(LATENT, 2), neurons(2, 1, loss not in UNANCHORED)
+    average = copy.deepcopy(generator)
     judge = lambda x: critic(x).squeeze(1)  # noqa: E731
     optimizers = [
         torch.optim.Adam(network.parameters(), rate, (0.0, 0.99), fused=True)
@@ -102,8 +104,11 @@ def trained(
         optimizers[0].zero_grad()
         cost.mean().backward()
         optimizers[0].step()
+        with torch.no_grad():
+            for kept, present in zip(average.parameters(), generator.parameters()):
+                kept.lerp_(present, 0.01)
     with torch.no_grad():
-        return generator(torch.randn(2500, LATENT))
+        return average(torch.randn(2500, LATENT))
 
 
 RING = ring_of_gaussians(std=0.1)
@@ -123,28 +128,28 @@ def test_a_penalised_gan_finds_a_ring_in_two_hundred_steps(truth):
     truth("r1-gan", "8 Gaussians on a ring, 200 steps: samples that are not good", "none", 1 - found.good, 0.5)
 
 
-SLOW = [  # what each loss goes with, steps of the generator, steps of the discriminator for one of them, learning rate
-    ("saturating", ZeroCentred(0.002), 600, 1, 2e-3),
-    ("non-saturating", NoPenalty(), 600, 1, 2e-3),
-    ("non-saturating", ZeroCentred(0.002), 600, 1, 2e-3),
-    ("non-saturating", Roth(0.002), 600, 1, 2e-3),
-    ("wasserstein", Clipping(0.2), 500, 2, 5e-3),
-    ("wasserstein", GradientPenalty(0.1), 500, 2, 5e-3),
-    ("hinge", ZeroCentred(0.002), 600, 1, 2e-3),
-    ("least-squares", ZeroCentred(0.002), 600, 1, 2e-3),
-    ("relativistic", ZeroCentred(0.002), 600, 1, 2e-3),
+SLOW = [  # loss and penalty; steps of the generator, those of the discriminator for one, and the learning rate; most
+    # modes that may be missed, and the largest share of samples that may not be good
+    ("saturating", ZeroCentred(0.002), 2000, 1, 2e-3, 1, 1 / 3),
+    ("non-saturating", ZeroCentred(0.002), 2000, 1, 2e-3, 1, 1 / 3),
+    ("non-saturating", Roth(0.02, final=0.1), 2000, 1, 2e-3, 1, 1 / 3),
+    ("non-saturating", NoPenalty(), 2000, 1, 2e-3, 8, 1 / 3),  # it depends on chance which modes are lost
+    ("wasserstein", GradientPenalty(0.1), 2000, 2, 5e-3, 1, 1 / 3),
+    ("wasserstein", Clipping(0.1), 1500, 5, 1e-3, 1, 1 / 2),  # Gulrajani et al. 2017, section 3: the critic is simple
+    ("hinge", ZeroCentred(0.002), 2000, 1, 2e-3, 1, 1 / 3),
+    ("least-squares", ZeroCentred(0.002), 2000, 1, 2e-3, 1, 1 / 3),
+    ("relativistic", ZeroCentred(0.002), 2000, 1, 2e-3, 1, 1 / 3),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("loss", "penalty", "steps", "critic_steps", "lr"), SLOW)
-def test_every_loss_finds_the_modes_of_a_grid(loss, penalty, steps, critic_steps, lr, truth):
-    """In some seconds, more samples are good than of points scattered at random, of which 72% are not."""
-    assert 1 - SCATTERED > 0.7
+@pytest.mark.parametrize(("loss", "penalty", "steps", "critic_steps", "lr", "missed", "poor"), SLOW)
+def test_every_loss_finds_the_modes_of_a_grid(loss, penalty, steps, critic_steps, lr, missed, poor, truth):
+    """Two thirds of the samples are good where there is a penalty; of points scattered at random, 28% are."""
     found = modes_of(trained(loss, penalty, steps, critic_steps, lr), GRID)
     setting = f"25 Gaussians, {loss}, {penalty.kind}, {steps} steps"
-    truth("gan", f"{setting}: modes missed", "25", 25 - found.covered, 1)
-    truth("gan", f"{setting}: samples that are not good", "none; of scattered points 0.72", 1 - found.good, 0.64)
+    truth("gan", f"{setting}: modes missed", "none", 25 - found.covered, missed)
+    truth("gan", f"{setting}: samples that are not good", "none; of scattered points 0.72", 1 - found.good, poor)
 
 
 def test_the_slow_checks_have_every_loss():
