@@ -79,6 +79,15 @@ def test_one_that_is_told_the_wrong_way_scores_low():
     assert eq_r(backwards) < 25
 
 
+def test_pictures_are_turned_by_any_angle_of_the_whole_circle():
+    """The means of e^{ik angle} over 200 turns are 0, k = 1, ..., 4; over a quarter of the circle the first is 0.9."""
+    motions = []
+    eq_r([lambda motion: motions.append(motion) or torch.zeros(1, 1, 12, 12)] * 200)
+    angle = torch.stack([torch.atan2(M[1, 0], M[0, 0]) for M in motions[1::2]])  # each stands still first
+    for k in range(1, 5):
+        assert torch.polar(torch.ones(200).double(), k * angle).mean().abs() < 3 / math.sqrt(200)
+
+
 def test_the_numbers_are_a_function_of_the_seed():
     draws = [waves(k, 12.0) for k in range(2)]
     assert eq_r(draws, 3) == eq_r(draws, 3) != eq_r(draws, 4)

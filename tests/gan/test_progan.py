@@ -319,8 +319,6 @@ def test_the_published_numbers_of_parameters(truth):
 def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="cannot be halved"):
         ProGAN(config(image_size=9))
-    with pytest.raises(ConfigError, match="projection"):
-        config(classes=3, conditioning="concat")
     with pytest.raises(ConfigError, match="cannot be augmented"):
         config(augmentation=AugmentationConfig())
     assert config(augmentation=AugmentationConfig(), growing=Growing(4, 3, first=1)).lowest == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,7 +11,10 @@ from torch.nn import functional as F
 from mezzotint.core.batch import Batch, PictureRandom, PictureSpec
 from mezzotint.core.errors import ConfigError
 from mezzotint.core.model import Samples
-from mezzotint.gan.layers import mixed
+from mezzotint.evaluation.features import ModuleFeatures
+from mezzotint.evaluation.path_length import perceptual_path_length
+from mezzotint.gan.layers import MappingNetwork, mixed
+from mezzotint.gan.losses import LOSSES
 from mezzotint.gan.progan import Growing, Phase, ProGAN, ProGANConfig, ProGANNetworks
 from mezzotint.gan.stylegan import (
     StyledLayer,
@@ -22,6 +27,7 @@ from mezzotint.gan.stylegan import (
     style_mixing,
 )
 from mezzotint.gan.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Networks
+from mezzotint.gan.stylegan3 import StyleGAN3, StyleGAN3Config, StyleGAN3Networks
 from mezzotint.systems import find
 
 TINY = StyleGANNetworks(channel_base=64, channel_max=8, width=6, mapping_layers=2, group=0)
@@ -274,10 +280,131 @@ def test_the_published_number_of_parameters(truth):
     assert made.config.sizes[made.config.lowest] == 8
 
 
+def young(**choices):
+    """At 8 of 16 pixels, where 4 of 6 styles are in use."""
+    return model(growing=Growing(4, 3, first=1), **choices)
+
+
+def styled3(**choices):
+    torch.manual_seed(3)
+    network = StyleGAN3Networks(64, 8, layers=4, margin=2, width=6, critic_base=64, critic_max=8, group=0)
+    return StyleGAN3(StyleGAN3Config(image_size=16, channels=1, latent=5, network=network, **choices))
+
+
+def told(made, monkeypatch, seeds, labels=None):
+    """What the synthesis of a batch of training is told: w of each layer, and the noise."""
+    heard = []
+    monkeypatch.setattr(made.generator.synthesis, "forward", lambda w, noise, *_: heard.append((w, noise)))
+    with torch.no_grad():
+        made.fakes(labels, PictureRandom(seeds))
+    return heard[0]
+
+
+@pytest.mark.parametrize(("make", "used"), [(model, 6), (young, 4), (styled2, 6)])
+def test_a_share_of_training_pictures_has_two_styles_cut_anywhere_in_use(make, used, monkeypatch):
+    """Of the first w are all layers in use with probability 1 - p, and 1, ..., used - 1 of them alike often."""
+    n, p = 600, 0.4
+    w = told(make(mixing=p), monkeypatch, range(n))[0][:, :used]
+    of_first, of_last = ((w == w[:, end, None]).all(2) for end in (0, -1))
+    assert (of_first | of_last).all()
+    assert (of_first[:, :-1] >= of_first[:, 1:]).all()  # the first w is that of the coarse layers
+    share = torch.bincount(of_first.sum(1), minlength=used + 1) / n
+    expected = torch.tensor([0.0] + [p / (used - 1)] * (used - 1) + [1 - p])
+    assert ((share - expected).abs() <= 4 * (expected * (1 - expected) / n).sqrt()).all()
+
+
+@pytest.mark.parametrize("make", [model, styled2])
+def test_both_styles_of_a_training_picture_are_of_its_class(make, monkeypatch):
+    """A mapping that is deaf to z has one w for each class: that of the label, at all layers, mixed or not."""
+    made = make(classes=3, conditioning="projection", mixing=1.0)
+    made.generator.mapping.layers[0].weight.data[:, :5] = 0
+    labels = torch.tensor([0, 2, 1, 1, 0, 2, 2])
+    w, _ = told(made, monkeypatch, range(7), labels)
+    of_class = made.map(torch.randn(3, 5), torch.arange(3)).detach()
+    assert torch.pdist(of_class).min() > 0.1
+    assert torch.allclose(w, of_class[labels][:, None].expand_as(w), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [model, styled2])
+@pytest.mark.parametrize("p", [0.0, 0.9])
+def test_noise_in_training_is_white_and_new_for_each_picture_and_batch(make, p, monkeypatch):
+    """Second moments of the noise of 12 pictures in two batches, up to 5 deviations: 1 of each, 0 of any two."""
+    made = make(mixing=p)
+    noise = torch.cat([told(made, monkeypatch, seeds)[1] for seeds in (range(6), range(6, 12))])
+    n = noise.shape[1]
+    assert n > 500
+    assert (noise @ noise.t() / n - torch.eye(12)).abs().max() < 5 * math.sqrt(2 / n)
+    assert abs(noise.mean()) < 5 / math.sqrt(12 * n)
+
+
+@pytest.mark.parametrize("make", [model, styled2])
+def test_a_path_in_w_is_that_of_the_class_named(make, monkeypatch):
+    """Of w = (1 + y) z and pictures linear in w, it is (1 + y)^2 times as long as that of class 0."""
+    made, pixels = make(classes=3, conditioning="projection"), ModuleFeatures(torch.nn.Identity(), "pixels")
+    monkeypatch.setattr(made, "map", lambda z, labels: (1 + labels[:, None]) * z)
+    monkeypatch.setattr(made, "synthesise", lambda w: 0.05 * w[:, None, None])
+    lengths = [perceptual_path_length(made, pixels, n=4, space="w", epsilon=1e-2, label=y).value for y in range(3)]
+    assert lengths == pytest.approx([lengths[0], 4 * lengths[0], 9 * lengths[0]], rel=1e-3)
+    assert lengths[0] > 0
+
+
+@pytest.mark.parametrize("make", [model, styled2, styled3])
+def test_the_mapping_learns_a_hundredth_as_fast(make, truth):
+    """A step of Adam is h of each parameter: of weights in use it is 0.01 h / sqrt(fan_in), and of biases 0.01 h."""
+    layers, h = make().generator.mapping.layers.double(), 1e-3
+    inputs = [torch.eye(layer.weight.shape[1], dtype=torch.float64) for layer in layers]
+
+    def in_use():
+        return [(layer(x) - layer(0 * x), layer(0 * x)) for layer, x in zip(layers, inputs)]
+
+    before = in_use()
+    for parameter in layers.parameters():
+        parameter.grad = -torch.ones_like(parameter)
+    torch.optim.Adam(layers.parameters(), h).step()
+    for (W, b), (W_before, b_before), x in zip(in_use(), before, inputs, strict=True):
+        moved = torch.cat([(W - W_before) * math.sqrt(len(x)), b - b_before]) / h
+        truth("stylegan", "how fast the mapping network learns", "0.01", (moved - 0.01).abs().max().detach(), 1e-9)
+
+
+@pytest.mark.parametrize("m", [0.01, 1.0])
+@pytest.mark.parametrize("classes", [0, 64])
+def test_the_mapping_nearly_keeps_the_mean_square_of_z(m, classes):
+    """sqrt(2) max(x, 0.2 x) of x ~ N(0, 1) has a mean square of 1 + 0.2^2, which each layer multiplies by.
+
+    However long z is, and the embedding of the class.
+    """
+    mapping = MappingNetwork(512, 512, 4, classes=classes, lr_multiplier=m)
+    if classes:
+        mapping.embedding.weight.data *= 9
+    w = mapping(5 * torch.randn(64, 512), torch.arange(64)).detach()
+    assert w.square().mean() == pytest.approx(1.04**4, rel=0.1)
+
+
+@pytest.mark.parametrize("make", [model, styled2, styled3])
+def test_a_class_adds_to_the_score_what_lies_in_its_direction(make):
+    """<v_y, phi> / sqrt(width) is <u_y, phi>, where u_y is v_y, of mean square 1, at length 1."""
+    judge, labels = make(classes=3, conditioning="projection").discriminator, torch.tensor([2, 0, 1, 1])
+    with torch.no_grad():
+        found = judge(torch.randn(4, 1, 16, 16), labels)
+        alone = judge.score(found.features)[:, 0]
+        u = F.normalize(judge.embedding.weight, dim=0).t()[labels]
+        added = (u * found.features).sum(1)
+    assert added.abs().min() > 1e-3
+    assert torch.allclose(found.score - alone, added, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [model, styled2, styled3])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_scores_have_a_bias_where_the_loss_sees_how_large_they_are(make, loss):
+    """The loss sees it if it changes when all scores, of real and generated pictures, grow by 1."""
+    real, fake = 2 * torch.randn(2, 32)
+    before, after = (LOSSES[loss].discriminator(real + c, fake + c) for c in (0, 1))
+    seen = not torch.allclose(before, after, atol=1e-4)
+    assert (make(loss=loss).discriminator.score.bias is not None) == seen
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="mixing"):
         config(mixing=1.5)
     with pytest.raises(ConfigError, match="mapping_lr"):
         StyleGANNetworks(mapping_lr=0.0)
-    with pytest.raises(ConfigError, match="projection"):
-        config(classes=3, conditioning="auxiliary")

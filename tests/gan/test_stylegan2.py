@@ -160,6 +160,29 @@ def test_the_mean_length_is_that_of_the_lengths_seen():
     assert made.path_length == pytest.approx(weighted.item(), rel=1e-5)
 
 
+def test_the_mean_length_forgets_a_hundredth_in_each_step():
+    """Of one length 1 and then n - 1 of 0 the weighted mean is a^(n-1) (1 - a) / (1 - a^n), with a = 0.99."""
+    made, a = model(), 0.99
+    for n in range(1, 41):
+        made.lengths = [torch.full((2,), float(n == 1))]
+        made.after_step(n)
+        assert made.path_length == pytest.approx(a ** (n - 1) * (1 - a) / (1 - a**n), rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [2, 3])
+def test_lengths_are_those_of_one_picture_in_so_many(share):
+    """Each with the z, the class, the noise and the direction that it has where lengths of all pictures are taken."""
+    labels = torch.tensor([0, 2, 1, 1, 0, 2, 2])
+    whole, some = (
+        model(path_share=k, classes=3, conditioning="projection")
+        .lengths_of_paths(labels, PictureRandom(range(7)))
+        .detach()
+        for k in (1, share)
+    )
+    assert torch.pdist(whole[:, None]).min() > 1e-4
+    assert torch.allclose(some, whole[::share], atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [256, 1024])
 def test_the_weight_of_path_lengths_is_the_published_one(size):
     """gamma = ln 2 / (r^2 (ln r - ln 2)), of lengths that are summed over layers, of directions N(0, I)."""
@@ -303,6 +326,19 @@ def test_strengths_of_noise_learn_as_fast_as_is_said():
     assert torch.allclose(0.1 * gradients[0], gradients[1])
 
 
+@torch.no_grad()
+def test_how_large_a_style_is_matters_to_pictures_alone():
+    """A(w) twice as large: so is the picture if these are the layers that make it, and maps are demodulated."""
+    g = Synthesis(TINY, 1, 8).double()
+    w = torch.randn(2, 6, dtype=torch.float64)
+    before = g(w)
+    for layers, factor in (([layer.conv for layer in g.layers], 1), (g.to_picture, 2)):
+        for layer in layers:
+            for parameter in layer.affine.parameters():
+                parameter *= 2
+        assert torch.allclose(g(w), factor * before, rtol=1e-5, atol=1e-7)
+
+
 def test_every_style_is_seen_in_the_picture():
     made = model()
     w = torch.randn(1, made.styles, 6, requires_grad=True)
@@ -359,8 +395,6 @@ def test_the_published_numbers_of_parameters(truth):
 def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="cannot be halved"):
         StyleGAN2(config(image_size=9))
-    with pytest.raises(ConfigError, match="conditioning"):
-        config(classes=3, conditioning="concat")
     with pytest.raises(ConfigError, match="mixing"):
         config(mixing=1.5)
     with pytest.raises(ConfigError, match="group"):

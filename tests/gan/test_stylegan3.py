@@ -119,6 +119,97 @@ def test_sizes_that_are_no_power_of_two_have_rates_as_well(size):
     assert bands[-1].size == bands[-2].size == size
 
 
+@pytest.mark.parametrize("choices", [T, R])
+def test_a_nonlinearity_works_on_a_grid_twice_as_fine_as_the_finer_map(choices):
+    """Section 3.2: m = 2; filters have n = 6 taps for each pixel of the coarser grid."""
+    with torch.device("meta"):
+        made = AliasFreeSynthesis(choices, 3, 1024, 1)
+    for layer, (before, after) in zip(made.layers, pairwise((made.bands[0], *made.bands))):
+        to = layer.activation.resampling
+        assert to.up * before.rate == to.down * after.rate == 2 * max(before.rate, after.rate)
+        assert (len(to.taps_up), len(to.taps_down)) == (6 * to.up, 6 * to.down)
+
+
+@pytest.mark.parametrize("size", [128, 1024])
+def test_filters_of_config_r_are_round_but_where_sampling_is_critical(size):
+    """Section 3.2: those on the way down, in all but the last two layers, whose cutoff is half of their rate."""
+    with torch.device("meta"):
+        t, r = (AliasFreeSynthesis(network, 3, size, 1) for network in (T, R))
+    ways = [layer.activation.resampling for layer in r.layers]
+    assert [to.taps_down.dim() for to in ways] == [2] * 12 + [1] * 2
+    assert [to.taps_down.dim() == 1 for to in ways] == [b.cutoff == pytest.approx(b.rate / 2) for b in r.bands[:-1]]
+    assert all(to.taps_up.dim() == 1 for to in ways)
+    assert all(layer.activation.resampling.taps_down.dim() == 1 for layer in t.layers)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [{}, ROUND])
+def test_where_a_map_is_flat_a_layer_is_leaky_relu(kind):
+    """Filters leave constants alone: in the middle b becomes sqrt(2) max(b, 0.2 b)."""
+    made = AliasFreeSynthesis(network(layers=4, margin=8, filter_size=6, **kind), 1, 32, 1)
+    for layer, before in zip(made.layers, (made.bands[0], *made.bands)):
+        x = torch.zeros(1, before.channels, before.size, before.size)
+        for b, expected in ((1.0, math.sqrt(2)), (-1.0, -0.2 * math.sqrt(2))):
+            layer.bias.fill_(b)
+            y = layer(x, torch.zeros(1, 6), torch.tensor(1.0))
+            middle = y[..., y.shape[-1] // 2 - 1 :, y.shape[-1] // 2 - 1 :][..., :2, :2]
+            assert torch.allclose(middle, torch.tensor(expected), rtol=0.02)
+
+
+@torch.no_grad()
+def test_how_large_a_style_is_matters_to_the_last_layer_alone():
+    """A(w) twice as large: so is the picture if it is that of the layer that makes it; others are demodulated."""
+    made = AliasFreeSynthesis(TINY, 1, 8, 1).double()
+    w = torch.randn(2, 6, dtype=torch.float64)
+    for layers, factor in ((made.layers, 1), ([made.picture], 2)):
+        before = made(w)
+        for layer in layers:
+            for parameter in layer.affine.parameters():
+                parameter *= 2
+        assert torch.allclose(made(w), factor * before, rtol=1e-5, atol=1e-7)
+
+
+@torch.no_grad()
+def test_pictures_are_a_quarter_of_what_the_last_layer_says():
+    """Of one whose weights are 0 and whose biases are 1; so pictures begin with a deviation of about 1/4."""
+    made = AliasFreeSynthesis(TINY, 3, 8, 1)
+    made.picture.weight.zero_()
+    made.picture.bias.fill_(1.0)
+    assert torch.equal(made(torch.randn(2, 6)), torch.full((2, 3, 8, 8), 0.25))
+
+
+@torch.no_grad()
+def test_each_layer_divides_by_the_root_of_its_mean_square():
+    """Without biases layers are homogeneous: where one keeps a mean square of 4, not 1, pictures are half as large."""
+    made = AliasFreeSynthesis(TINY, 1, 8, 1).double()
+    w = torch.randn(2, 6, dtype=torch.float64)
+    for kept in made.magnitudes:
+        before = made(w)
+        kept.fill_(4.0)
+        assert torch.allclose(made(w), before / 2, rtol=1e-6)
+
+
+def test_in_the_end_what_goes_into_each_layer_has_a_mean_square_of_one():
+    made, w, squares = AliasFreeSynthesis(TINY, 1, 8, 1), torch.randn(8, 6), []
+    for _ in range(12):  # of 8 pictures, which leave 1/256 of what was kept
+        made(w)
+        made.follow()
+    for layer in (*made.layers, made.picture):
+        layer.register_forward_pre_hook(lambda _, given: squares.append((given[0] * given[2]).square().mean().item()))
+    made(w)
+    assert squares == pytest.approx([1.0] * len(made.bands), rel=1e-4)
+
+
+def test_pictures_that_are_only_looked_at_move_no_mean_square():
+    made = model()
+    made.sample(2)
+    made.eval()
+    made.synthesise(torch.randn(2, 6, requires_grad=True)).sum().backward()
+    made.after_step(0)
+    assert (made.generator.synthesis.magnitudes == 1).all()
+    assert made.generator.synthesis.pictures == 0
+
+
 def fourier(channels=5):
     torch.manual_seed(3)
     return FourierInput(channels, 4, 12, 8, 2.0).double().requires_grad_(False)
@@ -346,8 +437,6 @@ def test_what_cannot_be_is_refused():
         config(image_size=2)
     with pytest.raises(ConfigError, match="blur"):
         config(blur=1.0)
-    with pytest.raises(ConfigError, match="conditioning"):
-        config(classes=3, conditioning="concat")
     for transform, match in ((torch.eye(2), "3 x 3"), (torch.diag(torch.tensor([1.0, 0.0, 1.0])), "flat")):
         with pytest.raises(ConfigError, match=match):
             model().sample(1, transform=transform)

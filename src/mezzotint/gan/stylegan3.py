@@ -286,7 +286,9 @@ class AliasFreeSynthesis(nn.Module):
             squares, pictures = squares / world, pictures * world
         self.pictures += pictures
         kept = 0.5 ** (pictures / self.half_life)
-        self.magnitudes.lerp_(squares, (1 - kept) / (1 - 0.5 ** (int(self.pictures) / self.half_life)))
+        self.magnitudes.lerp_(
+            squares.to(self.magnitudes), (1 - kept) / (1 - 0.5 ** (int(self.pictures) / self.half_life))
+        )
         self.seen = []
 
 
