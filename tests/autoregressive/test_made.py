@@ -12,6 +12,7 @@ from mezzotint.autoregressive.made import MADE, MADEConfig
 from mezzotint.core.batch import Batch, PictureSpec
 from mezzotint.core.errors import ConfigError
 from mezzotint.core.likelihood import bits_per_dim
+from mezzotint.core.precision import autocast
 from mezzotint.systems import find, parameter_counts
 
 MODELS = {
@@ -96,6 +97,14 @@ def test_cached_and_uncached_sampling_draw_the_same_pictures(name):
     assert torch.equal(*drawn)
     assert torch.equal(drawn[0][2:3], made.sample(1, seeds=5))
     assert set(drawn[0].unique().tolist()) == {-1.0, 1.0}
+
+
+@EACH
+def test_pictures_are_drawn_in_half_precision_too(name):
+    made = model(name, 4).float()
+    with autocast("bf16", torch.device("cpu")):
+        images = made.sample(3, seeds=7)
+    assert ((images == 1) | (images == -1)).all()
 
 
 @EACH

@@ -388,6 +388,25 @@ def test_sampling_walks_this_chain(truth):
               (found - expected).abs().max(), 0.035)  # fmt: skip
 
 
+def test_chains_begin_at_noise_of_the_kind_that_pixels_are():
+    """Black or white with equal chances, or uniform on [-1, 1]: what is left of it after the first corruption."""
+    level, n = 0.4, 500
+
+    def first(likelihood):
+        config = GenerativeDAEConfig(
+            4, network=MLP, likelihood=likelihood, corruption=SaltAndPepper(level), latent=2
+        )  # fmt: skip
+        return GenerativeDAE(config).trace(n, steps=1).corrupted
+
+    binary, grey = first(BernoulliConfig()), first(GaussianPixelsConfig())
+    assert set(binary.unique().tolist()) == {-1.0, 1.0}
+    assert abs(binary.mean()) < 5 / binary.numel() ** 0.5
+    left = grey[grey.abs() < 1]
+    assert len(left) / grey.numel() == pytest.approx(1 - level, abs=0.03)
+    assert left.mean() == pytest.approx(0, abs=0.04)
+    assert left.square().mean() == pytest.approx(1 / 3, abs=0.02)
+
+
 def test_a_trace_shows_the_way_to_the_samples():
     model = joint(some_data(), steps=7)
     trace = model.trace(5, seeds=3, every=3)

@@ -187,6 +187,18 @@ def test_a_silhouette_is_where_the_background_is_not():
     assert torch.equal(Silhouette(block=0).seen(black), black)
 
 
+@pytest.mark.parametrize("choices", [{"tolerance": 0.02}, {}, {"tolerance": 0.5}])
+def test_what_differs_from_the_background_by_less_than_the_tolerance_is_background(choices):
+    """In every channel, to either side; one tenth of the way from black to white is 0.2, half of it 0.1."""
+    tolerance = choices.get("tolerance", 0.1)
+    picture = torch.full((1, 3, 6, 6), 0.2)
+    for column, by in enumerate((0.9, -0.9, 1.1, -1.1), 1):
+        picture[0, column % 3, 2, column] += by * tolerance
+    expected = torch.full((1, 1, 6, 6), -1.0)
+    expected[..., 2, 3:5] = 1.0
+    assert torch.equal(Silhouette(**choices).target(picture), expected)
+
+
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_nothing_else_of_the_source_is_looked_at(name):
     """Two sources that agree in what is seen give the same picture where nothing is seen."""

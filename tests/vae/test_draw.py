@@ -168,6 +168,7 @@ def test_a_strip_ends_in_the_sample_and_says_where_it_was_painted():
     mean = model.decode(torch.zeros(4, 3, 3))
     for cold in (model.strip(4, seeds=7, temperature=0.0).pictures[-1], model.sample(4, seeds=7, temperature=0.0)):
         assert torch.equal(cold, mean)
+    assert torch.allclose(model.double().strip(4, seeds=7).pictures, strip.pictures.double(), atol=1e-6)
 
 
 def test_a_trace_ends_in_the_reconstruction_and_says_where_it_looked():

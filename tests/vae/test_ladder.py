@@ -267,6 +267,36 @@ def test_layers_between_levels_are_normalised_and_activated_as_asked():
     assert count(bent, nn.Tanh) == 0
 
 
+@pytest.mark.parametrize("normalise", ["none", "layer"])
+@pytest.mark.parametrize(
+    ("activation", "bend"),
+    [("tanh", torch.tanh), ("leaky", lambda x: torch.maximum(x, 0.1 * x)), ("softplus", lambda x: x.exp().log1p())],
+)
+def test_between_levels_every_layer_is_linear_then_normalised_then_bent(activation, bend, normalise):
+    """On the way from the picture up, from each level down to the next, and from the lowest to the picture."""
+
+    def hidden(x):
+        if normalise == "layer":  # each picture by itself, scales and shifts as they begin
+            x = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+        return bend(x)
+
+    def through(network, x):
+        for layer in network.modules():
+            x = hidden(layer(x)) if isinstance(layer, nn.Linear) else x
+        return x
+
+    model, x = ladder(activation=activation, normalise=normalise), binary()
+    top, low = (torch.randn(5, d).double() for d in (2, 3))
+    d_1 = hidden(model.encoder(x))
+    d_2 = through(model.up[0], d_1)
+    expected = [*gaussian_of(model.heads[1](d_2)), *gaussian_of(model.heads[0](d_1))]
+    network, head = model.levels[1].prior
+    expected += [*gaussian_of(head(through(network, top))), model.decoder(through(model.last, low))]
+    found = [*model.recognise(Batch(x)), *model.levels[1].look(top)[0], model.finish(low)]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+
+
 def test_colour_pictures_and_convolutions():
     config = LadderConfig(8, 3, (4, 2), (16, 8), ConvConfig(4, 2, 16))
     model = LadderVAE(config)

@@ -15,7 +15,17 @@ from mezzotint.vae.gaussian import Gaussian
 from mezzotint.vae.groups import enlarged
 from mezzotint.vae.likelihoods import BernoulliConfig
 from mezzotint.vae.model import Draws
-from mezzotint.vae.nvae import MOST, NVAE, DecoderCell, EncoderCell, NVAEConfig, SpectralNorms, bounded, relative
+from mezzotint.vae.nvae import (
+    MOST,
+    NVAE,
+    DecoderCell,
+    EncoderCell,
+    NVAEConfig,
+    SpectralNorms,
+    SqueezeExcitation,
+    bounded,
+    relative,
+)
 from mezzotint.vae.objectives import ELBO
 
 
@@ -238,6 +248,51 @@ def test_repeating_pixels_after_a_1x1_convolution_is_repeating_them_before():
     before.load_state_dict(cell.state_dict())
     before.size, before.branch[4].size = None, 8
     assert torch.allclose(cell(x), before(enlarged(x, 8)), atol=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "neurons"), [(128, 8), (16, 4)])
+def test_channels_are_weighed_by_what_the_means_of_all_decide(truth, channels, neurons):
+    """Hu et al. 2018, eq. 2-4: sigma(W_2 f(W_1 m + b_1) + b_2), of C / 16 neurons, here 4 at least, f the swish."""
+    made, x = SqueezeExcitation(channels).double(), torch.randn(3, channels, 4, 5).double()
+    w_1, b_1, w_2, b_2 = made.parameters()
+    assert w_1.shape == w_2.T.shape == (neurons, channels)
+    h = torch.einsum("nc,bcij->bn", w_1, x) / 20 + b_1
+    gate = 1 / (1 + torch.exp(-(h / (1 + torch.exp(-h))) @ w_2.T - b_2))
+    error = (made(x) - torch.einsum("bc,bcij->bcij", gate, x)).abs().max().detach()
+    truth("nvae", f"squeeze and excitation of {channels} channels", "its equations", error, 1e-15)
+
+
+@pytest.mark.parametrize("kind", [EncoderCell, DecoderCell])
+def test_the_answer_of_a_cell_is_squeezed_where_it_is_asked_for(kind):
+    """With gates that are half open, a cell says half of what it says without them; with closed ones, nothing."""
+    free = kind(NVAEConfig(8, squeeze=False), 8, 16)
+    gated = kind(NVAEConfig(8), 8, 16)
+    gated.load_state_dict(free.state_dict(), strict=False)
+    assert {name.rpartition(".")[0] for name in gated.state_dict().keys() - free.state_dict().keys()} == {
+        f"branch.{len(gated.branch) - 1}.{layer}" for layer in ("squeeze", "excite")
+    }
+    gate, x = gated.branch[-1].excite, torch.randn(2, 8, 6, 6)
+    with torch.no_grad():
+        gate.weight.zero_()
+        gate.bias.zero_()
+        past = free.shortcut(x)
+        assert torch.allclose(gated(x) - past, (free(x) - past) / 2, atol=1e-6)
+        assert (free(x) - past).abs().mean() > 1e-3
+        gate.bias.fill_(-200.0)
+        assert torch.equal(gated(x), past)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+def test_a_cell_of_the_decoder_sees_as_far_as_its_depthwise_kernel(kernel):
+    """Nothing else in it sees more than one pixel, and each of the 6 C wide channels has a kernel of its own."""
+    cell = DecoderCell(NVAEConfig(16, kernel=kernel, norm="none", squeeze=False), 4, 4)
+    x, r = torch.randn(1, 4, 11, 11, requires_grad=True), kernel // 2
+    cell(x)[0, :, 5, 5].sum().backward()
+    within = torch.zeros(11, 11, dtype=torch.bool)
+    within[5 - r : 6 + r, 5 - r : 6 + r] = True
+    assert torch.equal(x.grad[0].any(0), within)
+    wide = 6 * 4
+    assert sum(p.numel() for p in cell.parameters()) == wide * (4 + 1) + wide * (kernel**2 + 1) + 4 * (wide + 1)
 
 
 def test_cells_halve_and_double_sizes_that_are_odd():

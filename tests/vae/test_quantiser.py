@@ -183,7 +183,9 @@ def test_two_processes_learn_the_codebook_of_one(truth):
     assert codebooks[0] == codebooks[1]  # to the last bit, or they drift apart
     one = _several_steps(slice(None)).codebook
     error = (torch.tensor(codebooks[0], dtype=torch.float64) - one).abs().max()
-    truth("vq-vae", "codebook learned in two processes", "in one", error, 1e-16)
+    # two steps whose sums have another order, each of which may move a code by two ulps, of 4 at most
+    assert one.abs().max() < 4
+    truth("vq-vae", "codebook learned in two processes", "in one", error, 2e-15)
 
 
 def test_nothing_is_learned_outside_of_training():

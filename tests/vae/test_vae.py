@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import mezzotint as mz
 from mezzotint.core.batch import Batch, PictureSpec
 from mezzotint.core.errors import ConfigError
 from mezzotint.core.model import abilities
@@ -110,9 +111,13 @@ def test_a_picture_depends_on_its_seed_alone(pixels):
 
 def test_without_temperature_there_is_one_picture():
     made = model("conv", "gaussian")
+    with torch.no_grad():
+        for parameter in made.decoder.parameters():  # which of z = 0 would answer 0
+            parameter.add_(0.1 * torch.randn_like(parameter))
     cold = made.sample(3, temperature=0.0)
     assert torch.allclose(cold[0], cold[2], atol=1e-6)
     assert torch.allclose(cold[:1], made.decode(torch.zeros(1, 3)), atol=1e-6)
+    assert cold.abs().mean() > 0.05
     assert not torch.allclose(made.sample(3)[0], made.sample(3)[2], atol=1e-2)
 
 
@@ -267,6 +272,18 @@ def test_sizes_fit_pictures_of_28_and_32_pixels(name, size, data):
 def test_impossible_wishes_are_refused(make, complaint):
     with pytest.raises(ConfigError, match=complaint):
         make()
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("inf"), float("nan")])
+def test_a_temperature_that_is_none_is_refused_in_the_same_words_whatever_is_drawn(temperature):
+    """Codes, binary pixels one after another, tokens."""
+    for draw in (
+        lambda: model().sample(2, temperature=temperature),
+        lambda: mz.create("made", image_size=8).sample(2, temperature=temperature),
+        lambda: mz.create("vq-vae", image_size=8).sample(2, temperature=temperature),
+    ):
+        with pytest.raises(ConfigError, match=f"^a temperature is a number of 0 or more, not {temperature}$"):
+            draw()
 
 
 @pytest.mark.parametrize("objective", [ELBO(4.0, 10, 0.5), Capacity(), ImportanceWeighted(5, "doubly")])

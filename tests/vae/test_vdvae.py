@@ -237,6 +237,41 @@ def test_widths_may_differ_between_sizes():
     assert made.sample(2).shape == (2, 1, 4, 4)
 
 
+def test_where_widths_differ_the_first_channels_go_on_and_further_ones_begin_at_zero():
+    """Of blocks that add nothing: the way up is a pyramid of means, the way down a sum of the learned biases."""
+    made = model(4, "4d2,2d2,1x1", "1x1,2m1,4m2", widths="4:12,2:6,1:8")
+    with torch.no_grad():
+        for parameter in (*made.encoder.parameters(), *made.decoder.parameters()):
+            parameter.zero_()
+        for parameter in made.biases.values():
+            parameter.normal_()
+        images, heads = torch.randn(3, 1, 4, 4), []
+        seen = made.recognise(Batch(images))
+        made.head.register_forward_pre_hook(lambda head, given: heads.append(given[0]))
+        made.generate(1, Draws(PictureRandom([0])))
+        at_4 = made.stem(images)
+        at_2 = at_4[:, :6].unflatten(2, (2, 2)).unflatten(4, (2, 2)).mean((3, 5))
+        at_1 = torch.cat([at_2.mean((2, 3), keepdim=True), torch.zeros(3, 2, 1, 1)], 1)
+        for found, expected in zip(seen, (at_1, at_2, at_4), strict=True):
+            torch.testing.assert_close(found, expected)
+        down = made.biases["2"] + made.biases["1"][:, :6]
+        below = made.biases["4"].clone()
+        below[:, :6] += down[:, :, [0, 0, 1, 1]][..., [0, 0, 1, 1]]
+    torch.testing.assert_close(heads[0], below)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_inside_a_block_there_is_a_share_of_its_width(share):
+    made = model(4, "4x1,4d2,2x1", "2x1,4m2", width=8, widths="2:16", bottleneck=share)
+    ways = [[block] for block in made.encoder]
+    ways += [[block.prior_net, block.posterior_net, block.residual] for block in made.decoder]
+    for (size, _), blocks in zip([*made.up, *made.down], ways, strict=True):
+        inner = share * {4: 8, 2: 16}[size]
+        for block in blocks:
+            assert [layer.out_channels for layer in block.convs[:3]] == [inner] * 3
+            assert [layer.in_channels for layer in block.convs[1:]] == [inner] * 3
+
+
 def test_gradients_above_any_fixed_threshold_do_not_freeze_a_run():
     """The paper skips norms above 400 or so: where all are, nothing would be learned any more, and nothing said."""
     recipe = Recipe()

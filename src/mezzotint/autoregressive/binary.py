@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.batch import Batch, PictureRandom, picture_seeds
-from ..core.errors import ConfigError
 from ..core.labels import refuse, refuse_labels
 from ..core.likelihood import bits_per_dim
 from ..core.model import Losses, Model
 from ..nn.masked import MaskedMLP
+from .choosing import check_temperature
 
 
 class MaskedBinaryModel(Model):
@@ -91,8 +91,7 @@ class MaskedBinaryModel(Model):
         """
         refuse_labels(labels)
         refuse(captions=captions, source=source, mask=mask)
-        if not 0 <= temperature < math.inf:
-            raise ConfigError(f"a temperature is a number of 0 or more, not {temperature}")
+        check_temperature(temperature)
         dims = self.network.inputs
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         numbers, u = random.integers(0, self.network.masks), random.uniform(dims)  # (n,), (n, D)

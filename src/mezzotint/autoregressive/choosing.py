@@ -13,6 +13,12 @@ from ..core.config import Config
 from ..core.errors import ConfigError
 
 
+def check_temperature(temperature: float) -> None:
+    """Raises `ConfigError` for a temperature below 0, or one that is no finite number."""
+    if not 0 <= temperature < math.inf:
+        raise ConfigError(f"a temperature is a number of 0 or more, not {temperature}")
+
+
 @dataclass(frozen=True)
 class Choice(Config):
     """How the next token is drawn.
@@ -30,9 +36,9 @@ class Choice(Config):
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_k"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} is a number that is not negative, not {getattr(self, name)}")
+        check_temperature(self.temperature)
+        if not 0 <= self.top_k < math.inf:
+            raise ConfigError(f"top_k is a number of tokens, or 0 for all, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is a probability above 0, not {self.top_p}")
 

@@ -209,7 +209,7 @@ class MaskedMLP(nn.Module):
                 a = self.layers[layer](below, connected(degrees[layer + 1][units], degrees[layer]), units)
                 if layer == 0 and cache.context is not None:
                     a = a + cache.context[:, units]
-                h[:, units] = self.activation(a)
+                h[:, units] = self.activation(a).to(h)
                 below = h
         place = int((degrees[0] == cache.known + 1).nonzero()[0, 0])
         asked = slice(place * self.outputs, (place + 1) * self.outputs)

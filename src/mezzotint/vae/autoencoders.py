@@ -254,7 +254,7 @@ class Autoencoder(Coder):
 
     def random_codes(self, random: PictureRandom, fitted: bool = True) -> Tensor:
         """One code for each row of `random`, (B, latent)."""
-        noise = random.normal(self.config.latent)
+        noise = random.normal(self.config.latent).to(self.code_mean)
         if not fitted:
             return noise
         variances, axes = torch.linalg.eigh(self.code_covariance)
@@ -473,7 +473,7 @@ class GenerativeDAE(Model):
             raise ConfigError(f"{n} chains begin at {n} pictures, {(n, *shape)}, not {tuple(source.shape)}")
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         if source is None:
-            begin = 2 * random.uniform(*shape) - 1
+            begin = (2 * random.uniform(*shape) - 1).to(next(self.parameters()))
             begin = begin.sign() if self.pixels == "binary" else begin
         else:
             begin = source.to(self.device)

@@ -213,7 +213,7 @@ class DRAW(CodedModel):
         means  of each step where each z_t before is its mean
         kl     given one draw of the steps before (picture k with seed k), right on average
         """
-        draws = Draws(PictureRandom(picture_seeds(len(images), seeds), images.device))
+        draws = self.draws(PictureRandom(picture_seeds(len(images), seeds), images.device))
         noise = draws.normal(self.config.glimpses, self.config.latent)
         kl = [cast("Gaussian", step.posterior).kl() for step in self.paint(noise, images)]
         return Latents(self.encode(images).flatten(1), torch.cat(kl, 1))
@@ -236,7 +236,7 @@ class DRAW(CodedModel):
     def strip(self, n: int, seeds: int | Sequence[int] = 0, temperature: float = 1.0) -> Strip:
         """n pictures of the prior while they are painted (survey, figure 7); the last are those of `sample`."""
         random = PictureRandom(picture_seeds(n, seeds), self.device)
-        noise = temperature * Draws(random).normal(self.config.glimpses, self.config.latent)
+        noise = temperature * self.draws(random).normal(self.config.glimpses, self.config.latent)
         return self._strip(list(self.paint(noise)))
 
     @torch.no_grad()

@@ -120,7 +120,7 @@ class GroupedModel(CodedModel):
         refuse_labels(labels)
         refuse(captions=captions, source=source, mask=mask)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
-        numbers = self.generate(n, Draws(random), temperature, layers)
+        numbers = self.generate(n, self.draws(random), temperature, layers)
         return self.likelihood.mean(numbers) if pixels == "mean" else self.likelihood.draw(numbers, random)
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class GroupedModel(CodedModel):
         """
         seen = self.recognise(Batch(images))
         random = PictureRandom(picture_seeds(len(images), seeds), images.device)
-        _, drawn = self._follow(seen, Draws(random).normal(self._width))
+        _, drawn = self._follow(seen, self.draws(random).normal(self._width))
         means = [_places(mean).mean(2) for mean in self._means(seen)]
         return Latents(torch.cat(means, 1), torch.cat([_places(group.kl).sum(2) for group in drawn], 1))
 

@@ -87,9 +87,9 @@ class HierarchicalVariationalModel(CodedModel):
     def infer(self, batch: Batch, seen: tuple[Tensor, ...], draws: Draws) -> Inferred:
         """One lambda each, and one z of it."""
         features, about = seen[0], Gaussian(*seen[1:])
-        context = about.at(draws.normal(self.config.context).to(features.dtype))
+        context = about.at(draws.normal(self.config.context))
         posterior = Gaussian.of(self.of_z(context))
-        z = posterior.at(draws.normal(self.config.latent).to(features.dtype))
+        z = posterior.at(draws.normal(self.config.latent))
         guess = Gaussian.of(self.back(torch.cat([z, features], 1)))
         correction = about.log_prob(context) - guess.log_prob(context)  # (B,)
         kl = posterior.kl().sum(1) + correction
@@ -103,8 +103,7 @@ class HierarchicalVariationalModel(CodedModel):
 
     def generate(self, n: int, draws: Draws, temperature: float = 1.0) -> Tensor:
         """Decoder(z), z from N(0, temperature^2 I)."""
-        like = next(self.parameters())
-        return cast("Tensor", self.decoder(temperature * draws.normal(self.config.latent).to(like.dtype)))
+        return cast("Tensor", self.decoder(temperature * draws.normal(self.config.latent)))
 
     def _middle(self, images: Tensor) -> Gaussian:
         """q(z | lambda) at the mean of q(lambda | x)."""

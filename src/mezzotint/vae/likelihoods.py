@@ -72,8 +72,8 @@ class Bernoulli(Likelihood):
 
     def draw(self, numbers: Tensor, random: PictureRandom) -> Tensor:
         """-1 or 1."""
-        white = random.uniform(*numbers.shape[1:]) < torch.sigmoid(numbers)
-        return 2.0 * white - 1.0
+        u = _as_fine(random.uniform(*numbers.shape[1:]), numbers)
+        return 2.0 * (u < torch.sigmoid(numbers)).to(u) - 1.0
 
 
 class GaussianPixels(Likelihood):
@@ -200,7 +200,7 @@ class DiscretisedLogistics(Likelihood):
         log_weights, means, log_scales, shifts = self._parts(numbers)
         gumbel = -torch.log(-torch.log(random.uniform(*log_weights.shape[1:]).clamp(1e-7, 1 - 1e-7)))
         chosen = (log_weights + gumbel).argmax(1)[:, None, None]  # (B, 1, 1, H, W)
-        u = random.uniform(self.channels, *numbers.shape[2:]).clamp(1e-7, 1 - 1e-7)  # (B, C, H, W)
+        u = _as_fine(random.uniform(self.channels, *numbers.shape[2:]).clamp(1e-7, 1 - 1e-7), numbers)  # (B, C, H, W)
         levels = torch.zeros_like(u)
         for channel in range(self.channels):
             shifted = self._shifted(means, shifts, levels)
@@ -211,6 +211,11 @@ class DiscretisedLogistics(Likelihood):
             level = ((x.clamp(-1, 1) + 1) * (LEVELS - 1) / 2).round() * 2 / (LEVELS - 1) - 1
             levels = levels.index_copy(1, torch.tensor([channel], device=levels.device), level[:, None])
         return levels
+
+
+def _as_fine(noise: Tensor, numbers: Tensor) -> Tensor:
+    """The noise in the precision of the numbers where that is the finer one."""
+    return noise.to(torch.promote_types(noise.dtype, numbers.dtype))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..autoregressive.choosing import check_temperature
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.codes import slerp
 from ..core.errors import ConfigError
@@ -25,14 +26,17 @@ PICTURES = 20  # of which draws go through together then
 
 
 class Draws:
-    """Random numbers for K draws of each picture: row b K + k is draw k of picture b."""
+    """Random numbers for K draws of each picture: row b K + k is draw k of picture b.
 
-    def __init__(self, random: PictureRandom, times: int = 1) -> None:
-        self.random, self.times = random, times
+    dtype  of the normal numbers, which are drawn in float32; None: that
+    """
+
+    def __init__(self, random: PictureRandom, times: int = 1, dtype: torch.dtype | None = None) -> None:
+        self.random, self.times, self.dtype = random, times, dtype
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal, (B K, *shape)."""
-        return self.random.normal(self.times, *shape).flatten(0, 1)
+        return self.random.normal(self.times, *shape).flatten(0, 1).to(dtype=self.dtype)
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform on [0, 1), (B K, *shape)."""
@@ -82,6 +86,10 @@ class VariationalModel(Model):
     def generate(self, n: int, draws: Draws, temperature: float = 1.0) -> Tensor:
         """Numbers for the pixels of n pictures, of z from the prior: (n, outputs, H, W)."""
 
+    def draws(self, random: PictureRandom, times: int = 1) -> Draws:
+        """So many draws of each picture, in the precision of the networks."""
+        return Draws(random, times, next(self.parameters()).dtype)
+
     def forward(self, batch: Batch, player: str = "model") -> Losses:
         """The loss of the objective. Logged: "reconstruction", "kl" and "negative_elbo", nats per picture."""
         many, seen, draws = self._repeated(batch, batch.random(), self.objective.samples)
@@ -125,7 +133,7 @@ class VariationalModel(Model):
     def divergence(self, images: Tensor, seeds: int | Sequence[int] = 0) -> Tensor:
         """KL(q || p) as the bound has it, nats, (B,): of the draw of seed k for picture k where it is an estimate."""
         batch, random = Batch(images), PictureRandom(picture_seeds(len(images), seeds), images.device)
-        return self.infer(batch, self.recognise(batch), Draws(random)).kl.sum(1)
+        return self.infer(batch, self.recognise(batch), self.draws(random)).kl.sum(1)
 
     @torch.no_grad()
     def sample(
@@ -151,7 +159,7 @@ class VariationalModel(Model):
         check_controls(pixels, temperature)
         refuse(captions=captions, mask=mask)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
-        numbers = self._asked(n, Draws(random), temperature, labels, source)
+        numbers = self._asked(n, self.draws(random), temperature, labels, source)
         return self.likelihood.mean(numbers) if pixels == "mean" else self.likelihood.draw(numbers, random)
 
     def _asked(
@@ -175,7 +183,7 @@ class VariationalModel(Model):
                 if isinstance(value, Tensor)
             }
             batch, seen = Batch(**many), tuple(part.repeat_interleave(times, 0) for part in seen)
-        return batch, seen, Draws(random, times)
+        return batch, seen, self.draws(random, times)
 
 
 class CodedModel(VariationalModel):
@@ -193,7 +201,7 @@ class CodedModel(VariationalModel):
 
     def codes(self, seeds: Sequence[int]) -> Tensor:
         """The numbers of the pictures that `sample` draws of these seeds, (B, D)."""
-        draws = Draws(PictureRandom(seeds, self.device))
+        draws = self.draws(PictureRandom(seeds, self.device))
         return torch.cat([draws.normal(*shape).flatten(1) for shape in self.noise_shapes], 1)
 
     @torch.no_grad()
@@ -206,7 +214,7 @@ class CodedModel(VariationalModel):
         if excess := codes.shape[1] - sum(math.prod(shape) for shape in self.noise_shapes):
             many = "many" if excess > 0 else "few"
             raise ConfigError(f"codes are as `codes` draws them; these have too {many} numbers for this model")
-        return self.likelihood.mean(self.generate(len(codes), Replayed(codes.to(self.device))))
+        return self.likelihood.mean(self.generate(len(codes), Replayed(codes.to(next(self.parameters())))))
 
     def between(self, first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
         """Along an arc: see `core.codes`."""
@@ -217,8 +225,7 @@ def check_controls(pixels: str, temperature: float) -> None:
     """Raises `ConfigError` where `sample` is asked for another kind of pixels, or a temperature that is none."""
     if pixels not in ("mean", "drawn"):
         raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
-    if not 0 <= temperature < math.inf:
-        raise ConfigError(f"a temperature is a number of 0 or more, not {temperature}")
+    check_temperature(temperature)
 
 
 def refuse_doubly(objective: ObjectiveConfig, what: str) -> None:

@@ -190,7 +190,7 @@ class PixelVAE(VectorModel):
         refuse_labels(labels)
         refuse(captions=captions, source=source, mask=mask)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
-        z = temperature * Draws(random).normal(self.config.latent)
+        z = temperature * self.draws(random).normal(self.config.latent)
         images = self.draw(z, random)
         return images if pixels == "drawn" else self.likelihood.mean(self.numbers(images, z))
 

@@ -301,7 +301,7 @@ class SemiSupervisedVAE(SemiSupervised):
 
     def _learned(self, batch: Batch) -> tuple[Inferred, Tensor]:
         seen = self.recognise(batch)
-        return self.infer(batch, seen, Draws(batch.random())), seen[0]
+        return self.infer(batch, seen, self.draws(batch.random())), seen[0]
 
     def _pixels(self, numbers: Tensor, draws: Draws | None, temperature: float) -> Tensor:
         return numbers
@@ -374,7 +374,7 @@ class StackedVAE(SemiSupervised):
         return self.core.infer(z1, logits, self.core.first(z1), labels, draws.normal(self.core.latent))
 
     def _learned(self, batch: Batch) -> tuple[Inferred, Tensor]:
-        draws = Draws(batch.random())
+        draws = self.draws(batch.random())
         z1 = self._drawn(self.codes.posterior(batch.images), draws)
         logits = self.core.classifier(z1)
         return self._explain(z1, batch.labels, draws, logits), logits

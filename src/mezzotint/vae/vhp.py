@@ -169,8 +169,8 @@ class VHPVAE(CodedModel):
     def infer(self, batch: Batch, seen: tuple[Tensor, ...], draws: Draws) -> Inferred:
         """One z each, and K zeta to weigh it by."""
         posterior = Gaussian(*seen)
-        z = posterior.at(draws.normal(self.config.latent).to(seen[0].dtype))
-        noise = draws.normal(self.config.draws, self.config.context).to(z.dtype)
+        z = posterior.at(draws.normal(self.config.latent))
+        noise = draws.normal(self.config.draws, self.config.context)
         log_prior = self.log_prior(z, noise, self.training and not bool(self.met))
         entropy = (posterior.log_std + 0.5 * (LOG_2PI + 1)).sum(1)
         log_likelihood = self.likelihood.log_prob(self.decoder(z), batch.images)
@@ -220,9 +220,9 @@ class VHPVAE(CodedModel):
 
     def generate(self, n: int, draws: Draws, temperature: float = 1.0) -> Tensor:
         """Zeta from N(0, t^2 I), z from p(z | zeta) at the same temperature t, and the decoder's numbers."""
-        zeta = temperature * draws.normal(self.config.context).to(next(self.parameters()).dtype)
+        zeta = temperature * draws.normal(self.config.context)
         of_z = Gaussian.of(self.prior["generate"](zeta))
-        return cast("Tensor", self.decoder(of_z.at(draws.normal(self.config.latent).to(zeta.dtype), temperature)))
+        return cast("Tensor", self.decoder(of_z.at(draws.normal(self.config.latent), temperature)))
 
     @torch.no_grad()
     def latents(self, images: Tensor, *, seeds: int | Sequence[int] = 0) -> Latents:
