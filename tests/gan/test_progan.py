@@ -320,8 +320,8 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="cannot be halved"):
         ProGAN(config(image_size=9))
     with pytest.raises(ConfigError, match="cannot be augmented"):
-        config(augmentation=AugmentationConfig())
-    assert config(augmentation=AugmentationConfig(), growing=Growing(4, 3, first=1)).lowest == 1
+        config(augmentation=AugmentationConfig(target=None))
+    assert config(augmentation=AugmentationConfig(target=None), growing=Growing(4, 3, first=1)).lowest == 1
     with pytest.raises(ConfigError, match="fade_steps"):
         Growing(fade_steps=-1)
     with pytest.raises(ConfigError, match="group"):
