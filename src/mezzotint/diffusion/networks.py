@@ -87,6 +87,11 @@ def improved_ddpm_unet(data: PictureSpec) -> UNetConfig:
 
 
 def small_dit(data: PictureSpec) -> DiTConfig:
-    """4.2 M parameters over patches of four pixels, or of two, or single pixels, whichever divide the pictures."""
-    patch = next(p for p in (4, 2, 1) if data.image_size % p == 0)
-    return DiTConfig(depth=6, width=192, heads=6, patch=patch)
+    """1.1 M parameters over the smallest patches of 1, 2, 4 or 8 pixels of which a picture has at most 256.
+
+    After equal computation, pictures of 28 pixels in patches of 2 are sharp where those in patches of 4, by networks
+    twice as wide, still show the patches.
+    """
+    patches = [p for p in (1, 2, 4, 8) if data.image_size % p == 0]
+    patch = next((p for p in patches if (data.image_size // p) ** 2 <= 256), patches[-1])
+    return DiTConfig(depth=6, width=96, heads=3, patch=patch)

@@ -362,7 +362,10 @@ dit = System(
             batch_size=256, pictures=1_792_000_000, warmup=0, decay="constant", ema_half_life=1_774_000,
             optimizers={"model": Optimizer("adamw", lr=1e-4, clip=None)}, flip=True,
         ),
-        replace(SMALL_RECIPE, optimizers={"model": Optimizer("adamw", lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0)}),
+        replace(  # of few pictures many steps
+            SMALL_RECIPE, batch_size=8,
+            optimizers={"model": Optimizer("adamw", lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0)},
+        ),
     ),
 )  # fmt: skip
 
