@@ -197,6 +197,9 @@ def test_truncation_ends_at_one_picture(truth):
     assert mean.std() > 0.05
     coarse = made.sample(3, truncation=0.0, cutoff=2, noise="const")
     assert not torch.allclose(coarse[0], coarse[1], atol=1e-2)
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="finite"):
+            made.sample(1, truncation=wrong)
 
 
 def test_pictures_are_a_function_of_z_and_the_noise():

@@ -264,8 +264,10 @@ class MappingNetwork(nn.Module):
         psi     1: as they are; 0: the mean picture
         cutoff  of w of three dimensions: so many layers, the coarsest, are truncated; None: all
 
-        Source: Karras et al. 2018, appendix B. Raises `ConfigError` for a cutoff below 0.
+        Source: Karras et al. 2018, appendix B. Raises `ConfigError` for a cutoff below 0, or a psi that is not finite.
         """
+        if not math.isfinite(psi):
+            raise ConfigError(f"truncation is a finite number, 1 for none, not {psi}")
         if cutoff is not None and cutoff < 0:
             raise ConfigError(f"cutoff is a number of layers, from 0 on, not {cutoff}")
         if psi == 1:
