@@ -3,17 +3,21 @@
     python reproductions/dit_scaling.py [--n 1000]
 
 Transformers of two widths and two patch sizes see equally many pictures, at a constant learning rate, and are judged
-three times on the way: figure 58 is the end, figure 59 the way.
+three times on the way: figure 58 is the end, figure 59 the way. What was trained is kept, on the way too, so that the
+script goes on where it was stopped.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from harness import arguments, figure, judged, save, trained, write
+from harness import ROOT, arguments, figure, judged, save, trained, write
 
 import mezzotint as mz
+from mezzotint.core.model import Model
 from mezzotint.nn.flops import multiply_adds
 
 SIZES = {  # name: (width, depth, heads, patch)
@@ -28,6 +32,17 @@ BUDGETS = (4_000, 8_000, 16_000)  # pictures seen
 def picture() -> tuple[torch.Tensor, ...]:
     """One picture, its time and its class."""
     return torch.zeros(1, 1, 28, 28), torch.zeros(1), torch.zeros(1, dtype=torch.long)
+
+
+def seen(place: str, budget: int, options: Sequence[str]) -> Model:
+    """The run, averaged, when it had seen so many pictures; trained now, or further, if it has not come so far."""
+    kept = ROOT / "runs" / "reproductions" / f"{place}-{budget}"
+    if not kept.exists():
+        half = kept.with_suffix(".partial")
+        shutil.rmtree(half, ignore_errors=True)
+        mz.load(trained(place, "dit", *options, pictures=budget)).save(half)
+        half.rename(kept)
+    return mz.load(kept).eval()
 
 
 def compute_efficiency(cost: dict[str, float], quality: dict[str, dict[int, float]]) -> str:
@@ -52,8 +67,7 @@ def main() -> None:
         options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         quality[name] = {}
         for budget in BUDGETS:
-            place = f"dit/{width}_{patch}"
-            model = mz.load(trained(place, "dit", *options, pictures=budget))
+            model = seen(f"dit/{width}_{patch}", budget, options)
             quality[name][budget] = judged(model, asked, guidance=0.0)["fd_classifier"]
         cost[name] = multiply_adds(model.network, *picture()) / 1e9
     drawn, (left, right) = figure("dit_scaling", ncols=2, figsize=(8.5, 3.4))

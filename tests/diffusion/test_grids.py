@@ -56,7 +56,11 @@ def test_the_indices_of_small_grids():
     assert indices(quadratic(4, path)) == [999, 444, 111, 0]  # floor(111 i^2)
 
 
-@pytest.mark.parametrize("steps", [2, 10, 50, 300, 1000])
+def test_a_single_quadratic_step_begins_at_noise():
+    assert indices(quadratic(1, PATHS["linear"])) == [999]
+
+
+@pytest.mark.parametrize("steps", [2, 10, 12, 50, 300, 1000])  # of 12, 999 / 11^2 * 11^2 is below 999 in float64
 def test_quadratic_indices_are_floor_c_i_squared(steps):
     """Song et al. 2020, appendix D.2, with c for which the last is T - 1; and at least i, so that none comes twice."""
     expected = [max(i, 999 * i * i // (steps - 1) ** 2) for i in range(steps)]

@@ -142,10 +142,11 @@ def test_the_cosine_path_is_a_cosine(truth):
     truth("path cosine", "alpha_bar", "Nichol and Dhariwal 2021, eq. 17", error, 5e-15)
 
 
-def test_another_number_of_steps_is_about_as_noisy():
+@pytest.mark.parametrize("name", ["linear", "scaled-linear"])
+def test_another_number_of_steps_is_about_as_noisy(name):
     for number_of_steps in (100, 4000):
-        at = VariancePreserving(number_of_steps).at(torch.tensor(1.0))
-        assert abs(float(at.alpha.log() / PATHS["linear"].at(torch.tensor(1.0)).alpha.log()) - 1) < 0.07
+        at = VariancePreserving(number_of_steps, DISCRETE[name]).at(torch.tensor(1.0))
+        assert abs(float(at.alpha.log() / PATHS[name].at(torch.tensor(1.0)).alpha.log()) - 1) < 0.07
 
 
 def test_steps_too_few_for_their_betas_are_refused():

@@ -319,3 +319,13 @@ def test_churn_adds_noise_only_between_its_bounds():
     levels = 80 * grid[:-1]
     assert len(calls) == int(((levels >= 0.05) & (levels <= 50)).sum())
     assert 0 < len(calls) < 18
+
+
+@pytest.mark.parametrize(("churn", "gamma"), [(5.0, 0.1), (20.0, 0.4), (40.0, 2**0.5 - 1)])
+def test_churn_raises_the_noise_level_by_its_share_of_each_step(churn, gamma):
+    """Karras et al. 2022, algorithm 2: sigma^ = sigma + gamma sigma, gamma = min(S_churn / N, sqrt(2) - 1), N = 50."""
+    grid, levels = grids.karras(50, PATHS["edm"]), []
+    edm(DATA.denoiser(PATHS["edm"], "clean"), 80 * X, grid, seeded(), lambda step: levels.append(step.denoised.at.ratio),
+        S_churn=churn)  # fmt: skip
+    grown = torch.stack(levels) / PATHS["edm"].at(grid[:-1]).ratio
+    assert (grown - 1 - gamma).abs().max() < 1e-14
