@@ -5,13 +5,15 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from mezzotint.core.batch import Batch
+from mezzotint.core.batch import Batch, PictureSpec
 from mezzotint.core.errors import ConfigError, DataError
-from mezzotint.diffusion.adm import noisy_classifier_config
+from mezzotint.diffusion.adm import ADM, ADMConfig, noisy_classifier_config
+from mezzotint.diffusion.chain import ChainModel
 from mezzotint.diffusion.classifier_guidance import NoisyClassifier, NoisyClassifierConfig, classifier_guided, gradient
 from mezzotint.diffusion.paths import PATHS
 from mezzotint.diffusion.predictions import Denoiser, rows
 from mezzotint.diffusion.solvers import SOLVERS
+from mezzotint.diffusion.systems import adm
 from mezzotint.nn.unet import UNetConfig
 
 SHAPE = (1, 2, 2)
@@ -215,6 +217,14 @@ def classifier_of(shape, classes=2, **changes):
     return NoisyClassifier(config)
 
 
+def heard(network):
+    """The same network off the zeros at which its blocks begin, so that it hears the time and the label."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
 def batch_of(n=8, shape=(1, 4, 4), classes=2):
     generator = torch.Generator().manual_seed(2)
     images = torch.rand(n, *shape, generator=generator) * 2 - 1
@@ -284,10 +294,31 @@ def test_every_parameter_receives_a_gradient():
 
 
 def test_pictures_without_noise_are_seen_at_the_start_of_the_path():
-    classifier, images = classifier_of((1, 4, 4)), batch_of().images
+    classifier, images = heard(classifier_of((1, 4, 4))), batch_of().images
     assert classifier.path.start == 1 / 1000
     expected = classifier.network(images, torch.tensor(0.0))  # index 0 of 1000
     torch.testing.assert_close(classifier.classify(images), expected)
+    assert largest(classifier.network(images, torch.tensor(500.0)) - expected) > 0.01
+
+
+def test_a_unit_input_is_x_over_its_expected_deviation():
+    """Karras et al. 2022, table 1: c_in = 1 / sqrt(sigma^2 + 0.5^2), and c_noise = ln(sigma) / 4."""
+    classifier, x = heard(classifier_of((1, 4, 4), path="edm", unit_input=True)), 10 * batch_of().images
+    expected = classifier.network(x / (64 + 0.25) ** 0.5, torch.tensor(8.0).log() / 4)
+    torch.testing.assert_close(classifier.logits(x, torch.tensor(0.1, dtype=torch.float64)), expected)  # sigma = 8
+
+
+def test_the_fourth_quarter_is_that_of_noise():
+    """What is logged for a quarter is the share of pictures that are rightly named at its times."""
+    classifier, batch = heard(classifier_of((1, 4, 4))), batch_of(40)
+    random = batch.random()
+    t = (random.integers(0, 1000).double() + 1) / 1000
+    at = classifier.path.at(t)
+    x = rows(at.alpha, batch.images) * batch.images + rows(at.sigma, batch.images) * random.normal(1, 4, 4)
+    right, parts = classifier.logits(x, t).argmax(1) == batch.labels, classifier(batch).parts
+    for quarter in (1, 2, 3, 4):
+        within = (t > (quarter - 1) / 4) & (t <= quarter / 4)
+        assert parts[f"accuracy/{quarter}"] == pytest.approx(float((right & within).sum()) / 40, abs=1e-7)
 
 
 def test_it_learns_what_can_be_known_and_no_more(truth):
@@ -322,6 +353,65 @@ def test_it_learns_what_can_be_known_and_no_more(truth):
     assert 0.2 < best < 0.6
     assert loss > best - 0.01
     truth("noisy classifier", "loss after 80 steps, nats above the best", "the exact p(y | x_t)", loss - best, 0.1)
+
+
+def guided_chain(s=1.0):
+    """An ADM that is guided with strength s, and neither of whose networks is new; two classes."""
+    shape = {"image_size": 4, "channels": 1, "classes": 2, "network": TINY.updated({"attention": [False, True]})}
+    config = ADMConfig(**shape, solver="ancestral", steps=2, clip=False, classifier_guidance=s)
+    return heard(ADM(config, heard(classifier_of((1, 4, 4))))).eval()
+
+
+@pytest.mark.parametrize("solver", ["ancestral", "ancestral-large", "ddim"])
+def test_adm_moves_the_mean_of_a_random_step_and_the_noise_of_a_certain_one(truth, solver):
+    """Dhariwal and Nichol 2021: algorithm 1 adds s Sigma g to the mean; in algorithm 2 the noise less s sigma_t g, and
+    with it the clean picture more s sigma_t^2 / alpha_t g, go into DDIM's step."""
+    model, labels, passed = guided_chain(), torch.tensor([0, 1, 1]), {}
+    for s in (0.0, 1000.0):  # the classifier has hardly learned, so its gradients are small
+        look = passed.setdefault(s, []).append
+        model.sample(3, labels=labels, solver=solver, classifier_guidance=s, callback=look)
+    x, t, t_next = passed[0.0][0].denoised.x, passed[0.0][0].t, passed[0.0][1].t
+    g = gradient(model.classifier.log_prob_of, labels, x, torch.tensor(t, dtype=torch.float64))
+    at, at_s = (model.path.at(torch.tensor(time, dtype=torch.float64)) for time in (t, t_next))
+    large = 1 - (at.alpha / at_s.alpha) ** 2  # of q(x_t | x_s)
+    moved = {
+        "ancestral": large * at_s.sigma**2 / at.sigma**2,
+        "ancestral-large": large,
+        "ddim": at_s.alpha * at.sigma**2 / at.alpha - at_s.sigma * at.sigma,
+    }
+    expected = 1000 * float(moved[solver]) * g
+    error = largest(passed[1000.0][1].denoised.x - passed[0.0][1].denoised.x - expected) / largest(expected)
+    truth("adm", f"one {solver} step, s = 1000 less s = 0, relative", "algorithms 1 and 2 of ADM", error, 4e-5)
+
+
+def test_adm_is_guided_as_its_config_says_and_as_it_is_asked():
+    model, once = guided_chain(s=2000.0), {"labels": torch.tensor([0, 1, 1])}
+    pictures = model.sample(3, **once)
+    assert torch.equal(pictures, model.sample(3, **once, classifier_guidance=2000.0))
+    assert largest(pictures - model.sample(3, **once, classifier_guidance=0.0)) > 1e-3
+
+
+def test_adm_may_be_guided_without_its_classifier_too():
+    model, once = guided_chain(s=0.0), {"labels": torch.tensor([0, 1, 1]), "guidance": 2.0}
+    assert torch.equal(model.sample(3, **once), ChainModel.sample(model, 3, **once))
+    plain = model.sample(3, **{**once, "guidance": 0.0})
+    assert largest(model.sample(3, **once) - plain) > 1e-3
+
+
+def test_the_classifier_of_adm_does_not_learn_and_must_fit():
+    model, batch = guided_chain().train(), batch_of()
+    model(batch).total.backward()
+    assert not model.classifier.training
+    assert all(p.grad is None and not p.requires_grad for p in model.classifier.parameters())
+    with pytest.raises(ConfigError, match="path"):
+        ADM(model.config, classifier_of((1, 4, 4), path="cosine"))
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+def test_published_classifiers_know_the_noise_of_the_model_that_they_guide(size):
+    data = PictureSpec(size, 3, tuple("ab"))
+    classifier, model = (stage.sizes["paper"](data) for stage in adm.stages)
+    assert classifier.path == model.path
 
 
 def test_the_small_classifier_is_small_and_follows_the_small_network():

@@ -238,6 +238,15 @@ def test_the_grid_grows_as_published():
         assert counts == sorted(counts)
 
 
+def test_a_model_trains_on_the_grid_of_its_step():
+    model = training(s0=2, s1=8, total_steps=9)  # three numbers of points, for three steps each
+    seen = []
+    for step in range(10):
+        seen.append(int(model(batch()).parts["points"]))
+        model.after_step(step)
+    assert seen == [3, 3, 3, 5, 5, 5, 9, 9, 9, 9]
+
+
 def test_the_target_follows_ever_faster(truth):
     """mu(k) = exp(s0 ln mu0 / N(k)): mu0 at first, and closer to 1 on a finer grid."""
     grown = config(growth="root", s0=2, s1=150, total_steps=800_000, target_decay=0.9)
@@ -310,6 +319,32 @@ def test_the_target_is_an_average_that_is_kept_with_the_model(truth):
     again.load_state_dict(model.state_dict(), strict=True)
     assert again.step == 1
     assert torch.equal(again(one).total, model(one).total)
+
+
+def test_the_goal_is_what_the_average_says(truth):
+    """|f(x_t, t) - f^-(x_s, s)|^2 with F^- in f^-, by hand: c_skip x + c_out F^-(c_in x, ln(s) / 4) (appendix C)."""
+    model, one = distillation(growth="none", metric="squared", target_decay=0.9).double(), batch()
+    x, z = one.images.double(), torch.randn(6, 1, 8, 8).double()
+    t, s = at_level(3.0).expand(6), at_level(2.0).expand(6)
+    x_t = x + 3 * z
+    x_s = model.earlier(x_t, x, z, t, s, None)
+    beyond = 2 - EPSILON
+    answer = model.target(x_s / (4 + 0.25) ** 0.5, torch.tensor(2.0).double().log() / 4)
+    goal = 0.25 / (beyond**2 + 0.25) * x_s + 0.5 * beyond / (4 + 0.25) ** 0.5 * answer
+    expected = (model.function(x_t, t) - goal).square().mean((1, 2, 3))
+    error = (model.disagreement(x, z, t, s) / expected - 1).abs().max().detach()
+    truth("consistency distillation", "distance to what the average says, relative", "by hand", error, 2e-15)
+
+
+def test_the_noisier_point_learns_from_its_neighbour():
+    """Song et al. 2023, algorithms 2 and 3: f at sigma_{n+1} is moved towards f^- at sigma_n."""
+    model, seen, levels = training(growth="none", s0=6), {}, noise_levels(6)
+    plain = model.disagreement
+    model.disagreement = lambda x, z, t, s, labels: plain(x, z, *seen.setdefault("times", (t, s)), labels)
+    model(batch(40))
+    upper, lower = (torch.isclose(80 * times[:, None], levels).long().argmax(1) for times in seen["times"])
+    assert torch.equal(upper, lower + 1)
+    assert len(set(lower.tolist())) > 1
 
 
 def test_a_target_of_no_average_is_the_network_itself():

@@ -11,7 +11,7 @@ from mezzotint.diffusion.dfno import DFNOConfig, DFNOModel, places, state_weight
 from mezzotint.diffusion.grids import uniform
 from mezzotint.diffusion.model import DenoisingConfig, DenoisingModel
 from mezzotint.diffusion.paths import PATHS
-from mezzotint.nn.fourier import FourierConvolution
+from mezzotint.nn.fourier import FourierConvolution, TemporalLayer
 from mezzotint.nn.unet import UNetConfig
 
 TINY = UNetConfig(channels=8, multipliers=(1, 2), blocks=1, attention=(False, True), groups=4)
@@ -131,6 +131,16 @@ def test_a_fourier_layer_learns_the_solution_of_a_linear_ode(truth):
     exact = torch.stack([Gaussian().flowed(z, start, path.at(t)) for t in trajectory_times(model.config)], 1)
     truth("dfno", "trajectories of 5 states learned by a Fourier layer, Gaussian data", "solution of the ODE",
           (learned - exact).abs().max(), 0.1)  # fmt: skip
+
+
+def test_a_temporal_layer_adds_the_leaky_part_of_its_convolution():
+    """u + LeakyReLU(kappa * u) with the slope 0.01 of the authors' release. A kappa of the frequency 0 alone, R_0 = r,
+    makes r times the mean over time, here of the states 1, 2 and 6."""
+    layer, u = TemporalLayer(1, 3, 1), torch.tensor([1.0, 2.0, 6.0]).view(3, 1, 1, 1)
+    for r, added in ((1.0, 3.0), (-1.0, -0.03)):
+        with torch.no_grad():
+            layer.convolution.weight.fill_(r)
+            assert torch.allclose(layer(u), u + added)
 
 
 def test_the_network_learns_trajectories():

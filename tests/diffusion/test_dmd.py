@@ -115,6 +115,13 @@ def test_a_perfect_picture_has_a_finite_gradient():
     assert torch.isfinite(matching_gradient(x, torch.randn_like(x), t, point, Gaussian().denoiser(path))).all()
 
 
+def test_a_picture_that_is_nearly_perfect_counts_by_how_far_it_is():
+    """Eq. 8: the gradient of a picture a thousandth away is stretched a thousandfold."""
+    x, t = torch.full((1, 1, 2, 2), 0.301, dtype=torch.float64), torch.tensor([0.01]).double()
+    real, fake = Gaussian(0.3, 0.0).denoiser(PATHS["edm"]), Gaussian(0.5, 0.0).denoiser(PATHS["edm"])
+    assert torch.allclose(matching_gradient(x, torch.zeros_like(x), t, real, fake), 0.2 / 0.001 + 0 * x)
+
+
 @pytest.mark.parametrize("name", ["edm", "ve", "straight", "cosine"])
 def test_noise_levels_are_those_of_the_grid_of_karras(name, truth):
     """Its 21 levels stand at u = 1, 0.95, ..., 0."""
@@ -250,6 +257,48 @@ def test_the_gradient_of_the_generator_is_the_sum_of_both_terms(truth):
     expected = matching + 0.25 * regression
     truth("dmd", "gradient of the generator, relative", "eq. 7 and a quarter of eq. 9",
           (got - expected).norm() / expected.norm(), 1e-6)  # fmt: skip
+
+
+def test_the_generator_moves_and_then_the_fake_score_follows():
+    """Algorithm 1: each once, the generator first."""
+    assert [student().turns(step) for step in (0, 7)] == [["generator", "fake"]] * 2
+
+
+def test_the_fake_score_learns_the_generators_pictures_at_all_noise_levels(truth):
+    """Eq. 6: lambda(sigma) |c_fake - x|^2, from the least noise to the most, whatever the metric of the pairs."""
+    model, data = student(teacher(classes=3), metric="pseudo-huber"), batch(20)
+    got, random = model(data, "fake").total, data.random()
+    z, n = random.normal(1, 8, 8), random.normal(1, 8, 8)
+    sigma = (0.002 ** (1 / 7) + random.uniform().double() * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7
+    x, s = model.generate(z, data.labels), sigma.float().view(-1, 1, 1, 1)
+    clean = model.fake.unclipped(data.labels)(x + s * n, sigma / 80).clean
+    expected = ((s**2 + 0.25) / (0.5 * s) ** 2 * (clean - x).square()).mean()
+    truth(
+        "dmd",
+        "loss of the fake score, relative",
+        "eq. 6 with the weight of EDM",
+        (got / expected - 1).abs().detach(),
+        1e-6,
+    )
+
+
+def test_pairs_are_compared_by_the_metric_that_is_asked_for(truth):
+    model, data = student(teacher(), metric="pseudo-huber"), batch()
+    got, random = model(data, "generator").parts["regression"], data.random()
+    random.normal(1, 8, 8), random.normal(1, 8, 8), random.uniform()  # for the other term
+    pairs = model.pool.draw(random, model.solve)
+    distance = (model.generate(pairs.noise) - pairs.end).flatten(1).norm(dim=1)
+    c = 0.00054 * 64  # Lee et al. 2024
+    truth("dmd", "regression, relative", "pseudo-Huber metric",
+          (got / (torch.sqrt(distance**2 + c**2) - c).mean() - 1).abs().detach(), 1e-6)  # fmt: skip
+
+
+def test_a_clipped_teacher_has_the_score_of_its_density():
+    """That density has no corner where a picture leaves [-1, 1], so nothing is clipped in eq. 7."""
+    plain, clipped = teacher(), teacher(clip=True)
+    clipped.load_state_dict(plain.state_dict())
+    x, n, t = 3 * torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8), torch.full((3,), 0.01).double()
+    assert torch.equal(*[student(made).matching(x, n, t) for made in (plain, clipped)])
 
 
 def test_the_regression_vanishes_where_every_pair_is_reproduced():

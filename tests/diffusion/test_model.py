@@ -352,10 +352,23 @@ def test_codes_are_drawn_from_as_noise_is():
     random = PictureRandom(picture_seeds(2, 9))
     random.integers(0, 3)  # a label is drawn first
     noise = random.normal(1, 8, 8)
+    assert torch.equal(model.codes([9, 10]), noise)
     assert torch.equal(model.decode(noise, labels=labels, steps=7), drawn)
     assert torch.equal(model.decode(noise, labels=[2, 0], steps=7), drawn)
     assert not torch.equal(model.decode(noise, steps=7), drawn)
     assert not torch.equal(model.encode(drawn, labels=labels, steps=7), model.encode(drawn, steps=7))
+
+
+def test_codes_are_those_of_the_ode_that_is_not_clipped():
+    """Held within [-1, 1], the expected picture would jump out of the ODE."""
+    plain, clipped = (tiny(path="cosine", prediction="v", clip=clip) for clip in (False, True))
+    torch.nn.init.constant_(plain.network.conv_out.bias, 2.0)
+    clipped.load_state_dict(plain.state_dict())
+    images = batch().images
+    assert plain.denoiser()(images, torch.tensor(0.5).double()).clean.min() < -1
+    codes = plain.encode(images, steps=5)
+    assert torch.equal(clipped.encode(images, steps=5), codes)
+    assert torch.equal(clipped.decode(codes, steps=5), plain.decode(codes, steps=5))
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,18 @@ def test_a_residual_network_is_eulers_method(truth):
     truth("neural ODE", "Euler's method", "a residual network of seven layers", error, 1e-15)
 
 
+def test_the_velocity_is_its_formula(truth):
+    """Of points, for which a convolution is W h + b: silu((W h + b) (1 + u t) + w t), the last without silu."""
+    velocity, x, t = flow(widths=(5,)).velocity, points(4), 0.75
+    h = x[:, :, 0, 0]
+    for k, (W, b, gate) in enumerate(zip(velocity.weights, velocity.biases, velocity.gates)):
+        u, w = gate[:, :, 0, 0]
+        h = torch.nn.functional.silu(h) if k else h
+        h = (h @ W[:, :, 0, 0].T + b[:, 0, 0]) * (1 + u * t) + w * t
+    error = (velocity(torch.tensor(t).double(), x)[:, :, 0, 0] - h).abs().max().detach()
+    truth("neural ODE", "velocity of a network of two layers", "its formula", error, 2e-15)
+
+
 def test_the_velocity_and_its_derivatives_are_pushed_forward_together(truth):
     velocity, t = flow(**PICTURE).velocity, torch.tensor(0.3).double()
     x, directions = torch.randn(3, 1, 4, 4).double(), torch.randn(2, 3, 1, 4, 4).double()

@@ -120,6 +120,14 @@ def test_the_worst_part_of_a_state_decides():
     assert abs(float(solution.y[1]) - math.sin(40) / 40) < 1e-6
 
 
+def test_a_part_that_rests_changes_no_step():
+    """The worst part is the other one, at every step; a mean over both would let it err by more."""
+    alone = dopri5(lambda t, y: torch.cos(40 * t), torch.zeros(1, dtype=torch.float64), 0.0, 1.0)
+    both = dopri5(lambda t, s: (torch.cos(40 * t), 0 * s[1]), (torch.zeros(1).double(), torch.zeros(1, 9)), 0.0, 1.0)
+    assert torch.equal(alone.y, both.y[0])
+    assert torch.equal(alone.evaluations, both.evaluations)
+
+
 def test_gradients_flow_through_the_steps(truth):
     y, a = Y.clone().requires_grad_(), torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
     end = dopri5(lambda t, y: a * torch.cos(t).view(-1, 1) * y, y, 0.0, 2.0, 1e-9, 1e-9).y

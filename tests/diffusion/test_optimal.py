@@ -55,6 +55,23 @@ def test_the_potential_is_strongly_convex_for_any_weights(truth):
               (s - least).clamp(min=0).detach(), 1e-12)  # fmt: skip
 
 
+def test_the_potential_is_its_formula(truth):
+    """s |x|^2 / 2 + c.x + |A x|^2 / 2 + p.h_2, h_2 = softplus(P h_1 + q_2), h_1 = softplus(q_1), with
+    q(x)_k = (a_k.x)^2 / 2 + w_k.x + b_k, here added up term by term for one point."""
+    potential, x = convex(dims=2, widths=(2, 2), rank=1), torch.tensor([0.4, -1.1]).double()
+    with torch.no_grad():
+        softplus = torch.nn.functional.softplus
+        q = [[(a @ x) ** 2 / 2 + w @ x + b for a, w, b in zip(square.weight, line.weight, line.bias)]
+             for square, line in zip(potential.squared, potential.linear)]  # fmt: skip
+        P, p = (softplus(raw) for raw in potential.positive)
+        h1 = [softplus(q[0][k]) for k in (0, 1)]
+        h2 = [softplus(P[k, 0] * h1[0] + P[k, 1] * h1[1] + q[1][k]) for k in (0, 1)]
+        expected = softplus(potential.strength) * (x @ x) / 2 + potential.shift @ x
+        expected = expected + (potential.quadratic[0] @ x) ** 2 / 2 + p[0, 0] * h2[0] + p[0, 1] * h2[1]
+        error = (potential(x[None])[0] - expected).abs()
+    truth("optimal flow matching", "potential of two layers", "its formula", error, 2e-15)
+
+
 # The problem within
 
 
@@ -79,6 +96,16 @@ def test_conjugate_gradients_solve_the_linear_equations(truth):
     H = (1 - t)[..., None] * torch.eye(3) + t[..., None] * hessians(potential, z.detach())
     error = (solve(z, slope, t, b, 50, 1e-13) - torch.linalg.solve(H, b)).abs().max()
     truth("optimal flow matching", "solution by conjugate gradients", "factorisation", error.detach(), 1e-15)
+
+
+def test_conjugate_gradients_stop_at_their_share_of_the_right_side(truth):
+    """At |H v - b| = 0.05 |b|, here with a constant H of twenty numbers, and not much sooner or later."""
+    A, t, b = spd(20), torch.rand(100, 1).double(), torch.randn(100, 20).double()
+    z, slope = gradient(Quadratic(A, b[0]), b)
+    v = solve(z, slope, t, b, 50, 0.05)
+    left = ((1 - t) * v + t * v @ A - b).norm(dim=1) / b.norm(dim=1)
+    truth("optimal flow matching", "what conjugate gradients leave, of the right side", "0", left.max().detach(), 0.05)
+    assert left.median() > 0.01
 
 
 def test_every_row_is_solved_alone():

@@ -85,8 +85,10 @@ def test_every_pair_is_drawn_with_equal_chance(truth):
 def test_the_noise_of_pair_i_is_not_that_of_sample_i():
     """A student is judged by samples of the seeds 0, 1, ...: it must not have learned these by heart."""
     noise = PairPool(4, (1, 4, 4)).noise(torch.arange(4))
-    for drawn in (seeds(0, 1, 2, 3), seeds(0, 1, 2, 3)):
-        drawn.integers(0, 10)
+    for draws_a_label in (False, True):
+        drawn = seeds(0, 1, 2, 3)
+        if draws_a_label:
+            drawn.integers(0, 10)
         assert not torch.isclose(noise, drawn.normal(1, 4, 4)).any()
 
 
@@ -109,6 +111,7 @@ def test_whole_trajectories_can_be_kept(truth):
         x = euler(denoiser, x, GRID[start : stop + 1], no_noise)
         worst = max(worst, (pairs.states[:, k] - x).abs().max())
     truth("pool of pairs", "states of a trajectory", "the solver stopped there, float32", worst, 1e-6)
+    assert torch.equal(pairs.end, pairs.states[:, 2])
 
 
 def test_a_pool_that_keeps_nothing_makes_the_same_pairs_again():

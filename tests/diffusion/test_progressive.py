@@ -192,6 +192,14 @@ def test_the_loss_is_that_of_the_paper(truth, prediction, path):
     )
 
 
+def test_a_hidden_label_is_hidden_from_the_teacher_too():
+    """Else the student would be shown one of the classes as what is right without a label."""
+    teacher = shaken(DenoisingModel(config(8, classes=3, label_dropout=0.1)))
+    model, data = shaken(ProgressiveStudent(config(4, classes=3, label_dropout=1.0), teacher=teacher)).double(), batch()
+    of_class = [model(Batch(data.images, torch.full((6,), y), seeds=data.seeds)).total for y in range(3)]
+    assert of_class[0] == of_class[1] == of_class[2]
+
+
 def test_students_are_trained_at_the_times_at_which_they_sample():
     model, asked = student(4), []
     answer = model.answer

@@ -66,6 +66,15 @@ def test_the_straightness_of_a_gaussian_flow_is_that_of_the_closed_form(truth):
           (torch.log2(errors[0] / errors[1]) - 1).abs(), 0.02)  # fmt: skip
 
 
+def test_straightness_is_an_integral_over_time_however_its_steps_are_spaced(truth):
+    """The same one on times that gather at the picture, where most steps are short and count little."""
+    data, z = Gaussian(), torch.randn(4, 1, 3, 3, dtype=torch.float64)
+    even = uniform(400, STRAIGHT)
+    measured, expected = (departure(data.denoiser(STRAIGHT), z, grid) for grid in (even**2, even))
+    truth("straightness", "400 steps at squares of uniform times, relative", "uniform times",
+          (measured / expected - 1).abs().max(), 5e-3)  # fmt: skip
+
+
 def test_reflow_of_a_gaussian_flow_is_straight_and_needs_one_step(truth):
     """Its pairs are (m + s n, n), so n can be read from x_t, and the velocity n - m - s n is constant on the way."""
     data = Gaussian()
@@ -194,6 +203,17 @@ def test_the_loss_is_that_of_the_pair(truth):
     expected = (pairs.noise - pairs.end - answer).square().mean()
     error = (model(batch_).total / expected - 1).abs().detach()
     truth("reflow", "loss of the one-step student, relative", "|Z_1 - Z_0 - v(Z_0)|^2", error, 1e-15)
+
+
+def test_a_pair_is_learned_with_its_own_label(truth):
+    """And not with that of the picture of the batch, which is not looked at."""
+    model, batch_ = student(flow(classes=3), times="last", label_dropout=0.0).double(), batch()
+    pairs = model.pool.draw(batch_.random(), model.solve)
+    assert not torch.equal(pairs.labels, batch_.labels)
+    answer = model.network(pairs.noise.double(), STRAIGHT.network_time(torch.ones(6)), pairs.labels)
+    expected = (pairs.noise - pairs.end - answer).square().mean()
+    error = (model(batch_).total / expected - 1).abs().detach()
+    truth("reflow", "loss with labels, relative", "|Z_1 - Z_0 - v(Z_0, label)|^2", error, 1e-15)
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_halves(truth):

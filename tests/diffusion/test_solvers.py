@@ -25,6 +25,7 @@ from mezzotint.diffusion.solvers import (
     probability_flow,
     rk45,
 )
+from mezzotint.diffusion.stepping import ask
 
 DATA = Gaussian()
 X = torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1, 1, 1)
@@ -250,6 +251,23 @@ def test_the_adaptive_solver_is_as_good_as_its_tolerance(truth, path, kind):
         truth(f"solver rk45, {path} path", f"error by tolerance {tolerance:g}", "the ODE's solution", size, 10)
         costs.append(probability_flow(denoiser(path, kind), x, 1.0, early, tolerance, tolerance).evaluations)
     assert costs[0].sum() < costs[1].sum() < costs[2].sum()
+
+
+def test_the_adaptive_solver_encodes_from_the_picture_itself(truth):
+    """Also the way from t = 0 to 0.001, where no velocity is asked for, is gone: it is worth 2e-3 here."""
+    path, times = PATHS["straight"], torch.tensor([0.0, 0.5], dtype=torch.float64)
+    end = rk45(denoiser("straight", "clean"), X, times, no_noise, rtol=1e-9, atol=1e-9)
+    error = (end - DATA.flowed(X, path.at(times[0]), path.at(times[1]))).abs().max()
+    truth("solver rk45, straight path", "from a picture at t = 0 to t = 0.5", "the ODE's solution", error, 1e-5)
+
+
+@pytest.mark.parametrize(("path", "early"), [("straight", 1e-3), ("edm", 0.002 / 80), ("linear", 1e-3)])
+def test_the_noise_of_a_clean_picture_is_what_the_network_says_of_the_least_noise(path, early):
+    """A clean picture tells none; a network that knows the clean picture is asked at the start, or at t = 0.001."""
+    told = ask(denoiser(path), X, torch.tensor(0.0, dtype=torch.float64))
+    assert torch.equal(told.clean, X)
+    expected = DATA.noise(X, PATHS[path].at(torch.tensor(early, dtype=torch.float64)))
+    assert (told.noise - expected).abs().max() < 1e-11
 
 
 def test_the_adaptive_solver_does_not_mix_pictures():

@@ -9,6 +9,7 @@ from gaussian import Gaussian
 
 from mezzotint.core.errors import ConfigError
 from mezzotint.diffusion import grids
+from mezzotint.diffusion.multistep import dpm_2m
 from mezzotint.diffusion.paths import PATHS
 from mezzotint.diffusion.predictions import Denoised, Denoiser
 from mezzotint.diffusion.solvers import SOLVERS, ancestral, ddim, edm, posterior, predictor_corrector
@@ -131,6 +132,18 @@ def test_the_variance_is_exact_for_data_at_one_point(truth, name, std):
             exact = float(PATHS[path].at(grid[-1]).sigma) ** 2
             worst = max(worst, abs(final_variance(LINEAR[name], PATHS[path], grid, data) / exact - 1))
     truth(f"solver {name}", "variance for data at one point, 2 and 10 steps, relative", "exact", worst, 3e-15)
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_any_share_of_the_noise_keeps_data_at_one_point_there(truth, eta):
+    """The SDE form of 2M, whatever its eta: x_s is normal of mean alpha_s c and deviation sigma_s after every step."""
+    path, data = PATHS["vp"], Gaussian(0.3, 0.0)
+    grid = path.time_of(5 * 0.02 ** torch.linspace(0, 1, 7, dtype=torch.float64))
+    at, at_end = path.at(grid[0]), path.at(grid[-1])
+    x, noise = probes(6, at.sigma)
+    mean, variance = moments(dpm_2m(data.denoiser(path, "clean"), x + at.alpha * 0.3, grid, noise, eta=eta))
+    error = max(abs(mean - 0.3 * at_end.alpha), abs(variance / at_end.sigma**2 - 1))
+    truth("solver dpm++2m-sde", f"mean and variance for data at one point, eta = {eta:g}", "exact", error, 3e-15)
 
 
 @pytest.mark.parametrize("steps", [2, 10, 1000])
@@ -270,6 +283,20 @@ def test_the_corrector_follows_the_norms_of_each_picture(truth):
     truth("Langevin corrector", "three pictures at once", "algorithm 5, one by one", worst, 1e-15)
 
 
+def test_a_correction_is_langevins_step_at_the_new_time(truth):
+    """Song et al. 2021, algorithm 5: e = 2 (1 - beta) (r |z| / |score|)^2 with r = 0.16, after one prediction."""
+    path, z = PATHS["linear"], torch.randn(X.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    times, beta = torch.tensor([900, 899], dtype=torch.float64) / 1000, float(path.betas(1000)[899])
+    uncorrected, corrected = (
+        predictor_corrector(DATA.denoiser(path, "clean"), X, times, lambda: z, **options)
+        for options in ({"corrections": 0}, {})
+    )
+    score = -DATA.noise(uncorrected, path.at(times[1])) / path.at(times[1]).sigma
+    e = 2 * (1 - beta) * (0.16 * z / score) ** 2  # of one number the norm is its size
+    expected = uncorrected + e * score + torch.sqrt(2 * e) * z
+    truth("solver predictor-corrector", "one correction", "algorithm 5", (corrected - expected).abs().max(), 1e-14)
+
+
 @pytest.mark.parametrize("r", [0.1, 0.3])
 @pytest.mark.parametrize("variance", [0.5, 2.0])
 def test_the_corrector_brings_the_variance_nearer(truth, r, variance):
@@ -324,8 +351,9 @@ def test_churn_adds_noise_only_between_its_bounds():
 @pytest.mark.parametrize(("churn", "gamma"), [(5.0, 0.1), (20.0, 0.4), (40.0, 2**0.5 - 1)])
 def test_churn_raises_the_noise_level_by_its_share_of_each_step(churn, gamma):
     """Karras et al. 2022, algorithm 2: sigma^ = sigma + gamma sigma, gamma = min(S_churn / N, sqrt(2) - 1), N = 50."""
-    grid, levels = grids.karras(50, PATHS["edm"]), []
-    edm(DATA.denoiser(PATHS["edm"], "clean"), 80 * X, grid, seeded(), lambda step: levels.append(step.denoised.at.ratio),
-        S_churn=churn)  # fmt: skip
-    grown = torch.stack(levels) / PATHS["edm"].at(grid[:-1]).ratio
+    path, levels = PATHS["edm"], []
+    grid = grids.karras(50, path)
+    look = lambda step: levels.append(step.denoised.at.ratio)  # noqa: E731
+    edm(DATA.denoiser(path, "clean"), 80 * X, grid, seeded(), look, S_churn=churn)
+    grown = torch.stack(levels) / path.at(grid[:-1]).ratio
     assert (grown - 1 - gamma).abs().max() < 1e-14
