@@ -291,7 +291,7 @@ def test_what_says_nothing_to_a_gan_is_refused(system):
      ({"penalty": Roth(), "loss": "wasserstein"}, "of a logit"),
      ({"penalty": GradientPenalty(), "network": DCGANConfig()}, "critic_norm=none"),
      ({"penalty": ZeroCentred(), "network": DCGANConfig()}, "critic_norm=none"),
-     *[({"loss": loss, "augmentation": AugmentationConfig()}, "augmentation.target=none")
+     *[({"loss": loss, "augmentation": AugmentationConfig()}, "augmentation.target=null")
        for loss in ("wasserstein", "relativistic", "least-squares")]],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

@@ -75,7 +75,7 @@ class GANConfig(Config):
         if getattr(self.augmentation, "target", None) is not None and not centred:
             raise ConfigError(
                 "augmentation is adapted by the sign of scores, but a score of 0 is not where a discriminator of the"
-                f" loss {self.loss} cannot tell; set augmentation.target=none and an augmentation.p, or another loss"
+                f" loss {self.loss} cannot tell; set augmentation.target=null and an augmentation.p, or another loss"
             )
 
     @property
