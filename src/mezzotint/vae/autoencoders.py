@@ -17,7 +17,7 @@ from ..core.errors import ConfigError
 from ..core.labels import refuse, refuse_labels
 from ..core.likelihood import Pixels
 from ..core.model import Losses, Model
-from .likelihoods import LikelihoodConfig, LogisticsConfig
+from .likelihoods import LikelihoodConfig, LogisticsConfig, check_pixels
 from .networks import ConvConfig, MLPConfig, begin
 
 REMEMBERED = 0.99  # of what was known of the codes, how much is left after a step
@@ -427,8 +427,7 @@ class GenerativeDAE(Model):
         """
         refuse_labels(labels)
         refuse(captions=captions, mask=mask)
-        if pixels not in ("mean", "drawn"):
-            raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
+        check_pixels(pixels)
         state = self._walk(n, source, seeds, steps)[-1]
         return self.likelihood.mean(state.numbers) if pixels == "mean" else state.images
 

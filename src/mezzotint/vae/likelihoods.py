@@ -213,6 +213,12 @@ class DiscretisedLogistics(Likelihood):
         return levels
 
 
+def check_pixels(pixels: str) -> None:
+    """Raises `ConfigError` where pictures are asked for in another way than as the mean of their pixels, or drawn."""
+    if pixels not in ("mean", "drawn"):
+        raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
+
+
 def _as_fine(noise: Tensor, numbers: Tensor) -> Tensor:
     """The noise in the precision of the numbers where that is the finer one."""
     return noise.to(torch.promote_types(noise.dtype, numbers.dtype))

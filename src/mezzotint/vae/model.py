@@ -18,7 +18,7 @@ from ..core.labels import refuse, refuse_labels
 from ..core.likelihood import Pixels
 from ..core.model import Latents as Latents
 from ..core.model import Losses, Model
-from .likelihoods import Likelihood
+from .likelihoods import Likelihood, check_pixels
 from .objectives import ImportanceWeighted, Inferred, ObjectiveConfig
 
 CHUNK = 50  # draws of z that go through the decoder together where a bound takes many
@@ -223,8 +223,7 @@ class CodedModel(VariationalModel):
 
 def check_controls(pixels: str, temperature: float) -> None:
     """Raises `ConfigError` where `sample` is asked for another kind of pixels, or a temperature that is none."""
-    if pixels not in ("mean", "drawn"):
-        raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
+    check_pixels(pixels)
     check_temperature(temperature)
 
 

@@ -20,7 +20,7 @@ from ..core.errors import ConfigError
 from ..core.labels import choose_labels, given_labels, labels_of, refuse
 from ..core.likelihood import Pixels
 from ..core.model import Losses, Model
-from .likelihoods import LikelihoodConfig, LogisticsConfig
+from .likelihoods import LikelihoodConfig, LogisticsConfig, check_pixels
 from .networks import begin
 from .quantiser import CodebookConfig, VectorQuantiser
 
@@ -270,8 +270,7 @@ class VQVAEPrior(Model):
         Raises `ConfigError` for labels or controls that do not fit, or a source, which says nothing to this model.
         """
         refuse(captions=captions, source=source, mask=mask)
-        if pixels not in ("mean", "drawn"):
-            raise ConfigError(f"pixels are 'mean' or 'drawn', not {pixels!r}")
+        check_pixels(pixels)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         told = choose_labels(n, labels, self.config.classes, random)
         codes = self.prior.sample(
