@@ -56,6 +56,8 @@ LOSSES: dict[str, AdversarialLoss] = {
 }  # fmt: skip
 
 
+LOGISTIC = ("saturating", "non-saturating")  # whose scores are logits of a probability for each picture
+CENTRED = (*LOGISTIC, "hinge")  # where a score of 0 says that the discriminator cannot tell
 UNANCHORED = ("wasserstein", "relativistic")  # where only differences of scores matter: a bias would learn nothing
 
 

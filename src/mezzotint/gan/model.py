@@ -19,7 +19,7 @@ from ..core.labels import choose_labels, given_labels, labels_of, refuse
 from ..core.model import Losses, Model, Watched, evaluating
 from .augment import AugmentConfig, NoAugmentation
 from .layers import MinibatchDeviation
-from .losses import LOSSES, UNANCHORED, smoothed, told_apart
+from .losses import CENTRED, LOGISTIC, LOSSES, UNANCHORED, smoothed, told_apart
 from .networks import Conditioning, DCGANConfig, Discriminator, Generator, NetworkConfig, Verdict
 from .penalties import Clipping, GradientPenalty, NoPenalty, PenaltyConfig, Roth, ZeroCentred
 from .watch import watch
@@ -59,9 +59,9 @@ class GANConfig(Config):
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 0.5:
             raise ConfigError(f"labels are smoothed by a share below 0.5, not by {self.label_smoothing}")
-        if self.label_smoothing and self.loss not in ("saturating", "non-saturating"):
+        if self.label_smoothing and self.loss not in LOGISTIC:
             raise ConfigError(f"the loss {self.loss} has no labels to smooth; set label_smoothing=0")
-        if isinstance(self.penalty, Roth) and self.loss not in ("saturating", "non-saturating"):
+        if isinstance(self.penalty, Roth) and self.loss not in LOGISTIC:
             raise ConfigError(f"the penalty of Roth et al. is of a logit, which the loss {self.loss} has not; set loss")
         if (
             isinstance(self.penalty, (GradientPenalty, ZeroCentred))
@@ -71,8 +71,7 @@ class GANConfig(Config):
                 "each picture's slope is punished alone, but behind batch normalisation it is that of the batch; set"
                 " network.critic_norm=none"
             )
-        centred = self.loss in ("saturating", "non-saturating", "hinge")  # a score of 0: D cannot tell
-        if getattr(self.augmentation, "target", None) is not None and not centred:
+        if getattr(self.augmentation, "target", None) is not None and self.loss not in CENTRED:
             raise ConfigError(
                 "augmentation is adapted by the sign of scores, but a score of 0 is not where a discriminator of the"
                 f" loss {self.loss} cannot tell; set augmentation.target=null and an augmentation.p, or another loss"

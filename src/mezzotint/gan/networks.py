@@ -271,7 +271,20 @@ class Verdict:
         self.score, self.features, self.classes = score, features, classes  # (B,), (B, F), (B, K) logits or None
 
 
-class Discriminator(nn.Module):
+class Judge(nn.Module):
+    """What looks at pictures, beside which stands their class where it is told so (`conditioning` "concat")."""
+
+    def __init__(self, channels: int, classes: int, conditioning: Conditioning) -> None:
+        super().__init__()
+        self.classes, self.conditioning = classes, conditioning
+        self.channels = channels + (classes if conditioning == "concat" else 0)  # that it looks at
+
+    def seen(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """(B, C, H, W), (B,) -> (B, channels, H, W)."""
+        return beside(x, labels, self.classes) if self.conditioning == "concat" else x
+
+
+class Discriminator(Judge):
     """A body that looks, and a head that says how real a picture is, given its class or naming it.
 
     concat      the class is a map of one-hot channels beside the picture (Mirza and Osindero 2014; survey, eq. 42)
@@ -287,9 +300,8 @@ class Discriminator(nn.Module):
         self, build: Callable[[int], Body], channels: int, classes: int, conditioning: Conditioning,
         spectral: bool = False, bias: bool = True, std: float | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.classes, self.conditioning = classes, conditioning
-        self.body = build(channels + (classes if conditioning == "concat" else 0))
+        super().__init__(channels, classes, conditioning)
+        self.body = build(self.channels)
         self.score = nn.Linear(self.body.width, 1, bias)
         self.naming = nn.Linear(self.body.width, classes) if conditioning == "auxiliary" else None
         self.embedding = nn.Embedding(classes, self.body.width) if conditioning == "projection" else None
@@ -303,14 +315,14 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Verdict:
         """Of pictures (B, C, H, W) and, if it is conditional, their labels (B,)."""
-        features = self.body(beside(x, labels, self.classes) if self.conditioning == "concat" else x)
+        features = self.body(self.seen(x, labels))
         score = self.score(features).squeeze(1)
         if self.embedding is not None:
             score = score + (self.embedding(labels) * features).sum(1)
         return Verdict(score, features, None if self.naming is None else self.naming(features))
 
 
-class EqualisedDiscriminator(nn.Module):
+class EqualisedDiscriminator(Judge):
     """What discriminators whose layers learn at equal rates have in common: the head, with the ways of `Discriminator`.
 
     In the projection <v_y, phi(x)> / sqrt(width), v_y has a mean square of 1.
@@ -318,21 +330,12 @@ class EqualisedDiscriminator(nn.Module):
     Source: survey, eq. 42 to 46.
     """
 
-    def __init__(self, channels: int, classes: int, conditioning: Conditioning) -> None:
-        super().__init__()
-        self.classes, self.conditioning = classes, conditioning
-        self.channels = channels + (classes if conditioning == "concat" else 0)  # that it looks at
-
     def build_head(self, width: int, bias: bool) -> None:
         """Of features of this width; bias: of the score."""
         K, how = self.classes, self.conditioning
         self.score = EqualLinear(width, 1, bias=0.0 if bias else None)
         self.embedding = EqualLinear(K, width, None, gain=math.sqrt(K)) if how == "projection" else None  # of a one-hot
         self.naming = EqualLinear(width, K) if how == "auxiliary" else None
-
-    def seen(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """The pictures (B, C, H, W), with the class beside them where it is told so."""
-        return beside(x, labels, self.classes) if self.conditioning == "concat" else x
 
     def verdict(self, features: Tensor, labels: Tensor | None) -> Verdict:
         """Of features, (B, width)."""
