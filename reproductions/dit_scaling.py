@@ -9,12 +9,11 @@ script goes on where it was stopped.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from harness import ROOT, arguments, figure, judged, save, trained, write
+from harness import ROOT, arguments, figure, judged, keep, save, trained, write
 
 import mezzotint as mz
 from mezzotint.core.model import Model
@@ -38,10 +37,7 @@ def seen(place: str, budget: int, options: Sequence[str]) -> Model:
     """The run, averaged, when it had seen so many pictures; trained now, or further, if it has not come so far."""
     kept = ROOT / "runs" / "reproductions" / f"{place}-{budget}"
     if not kept.exists():
-        half = kept.with_suffix(".partial")
-        shutil.rmtree(half, ignore_errors=True)
-        mz.load(trained(place, "dit", *options, pictures=budget)).save(half)
-        half.rename(kept)
+        keep(mz.load(trained(place, "dit", *options, pictures=budget)), kept)
     return mz.load(kept).eval()
 
 

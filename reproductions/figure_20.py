@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from harness import PAGES, ROOT, classifier, trained, write
+from harness import PAGES, ROOT, classifier, keep, trained, write
 from torch import Tensor
 
 import mezzotint as mz
@@ -73,11 +73,8 @@ def stages(plan: Plan) -> list[ProGAN]:
                 raise SystemExit(
                     f"{run} has gone past its {size} pixels, and how it was then is not kept; delete it and start again"
                 )
-            half = kept.with_suffix(".partial")
-            shutil.rmtree(half, ignore_errors=True)
             shutil.copyfile(run / "metrics.jsonl", kept.with_suffix(".jsonl"))
-            model.save(half)
-            half.rename(kept)
+            keep(model, kept)
         models.append(mz.load(kept).eval())
     return models
 

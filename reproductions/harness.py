@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -77,6 +78,14 @@ def trained(name: str, system: str, *options: str, pictures: int, data: str = "f
     line = ["train", system, "--data", data, "--pictures", str(pictures), *options, "--resume", "--out", str(run)]
     subprocess.run([sys.executable, "-m", "mezzotint", *line], cwd=ROOT, check=True)
     return run
+
+
+def keep(model: Model, place: Path) -> None:
+    """Save a model as it is now; the place holds all of it or nothing."""
+    half = place.with_suffix(".partial")
+    shutil.rmtree(half, ignore_errors=True)
+    model.save(half)
+    half.rename(place)
 
 
 @cache
