@@ -176,7 +176,7 @@ def main() -> None:
         if asked.only is None or entry.name in asked.only:
             its = row(entry, asked, test)
             print(f"{entry.name}: {its.nats:.2f} +- {its.error:.2f} nats", flush=True)
-            found[entry.name] = its
+            found = kept(place) | {entry.name: its}  # what another has measured meanwhile stays
             place.write_text(json.dumps({name: vars(value) for name, value in found.items()}, indent=1))
     page({entry.name: found[entry.name] for entry in ENTRIES if entry.name in found}, asked)
 
