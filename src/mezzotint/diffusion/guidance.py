@@ -18,7 +18,8 @@ class Guidance:
     """How a conditional model is pushed towards its condition while it samples.
 
     w         strength of the survey's eq. 92; 0: none
-    interval  earliest and latest time t at which it is on (Kynkäänniemi et al. 2024, arXiv 2404.07724, section 3)
+    interval  earliest and latest time t at which it is on (Kynkäänniemi et al. 2024, arXiv 2404.07724, section 3); a
+              latest time of 1 is no bound: a solver that adds noise (churn) may ask beyond it
     rescale   phi of Lin et al. 2024, section 3.4: how much of the growth of the answer's spread is taken back
 
     Raises `ConfigError` for a number out of range.
@@ -27,6 +28,11 @@ class Guidance:
     w: float = 0.0
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
+
+    def on(self, t: Tensor) -> Tensor:
+        """At which of the times t it is on, bool like t."""
+        low, high = self.interval
+        return (t >= low) & (t <= (high if high < 1 else math.inf))
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.w) and self.w >= 0):
@@ -68,8 +74,7 @@ class ClassifierFree:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """The guided answer, (B, C, H, W); both branches go through the network as one batch."""
-        low, high = self.guidance.interval
-        on = (t >= low) & (t <= high)  # on the CPU, like t: asking for it waits for no device
+        on = self.guidance.on(t)  # on the CPU, like t: asking for it waits for no device
         if self.guidance.w == 0 or not on.any():
             return self.network(x, t, self.labels)
         labels = torch.cat([self.labels, torch.full_like(self.labels, self.null)])

@@ -222,19 +222,20 @@ class DenoisingModel(Model):
         labels: Tensor | Sequence[int] | None = None,
         steps: int = 100,
         solver: str | Solver = "ddim",
-        grid: str | Grid = "uniform",
+        grid: str | Grid = "karras",
     ) -> Tensor:
         """The noise at t = 1 from which a deterministic solver draws these pictures, in units of its deviation.
 
         images, labels   (B, C, H, W) in [-1, 1], (B,); without labels a conditional model goes its unconditional way
 
+        The way is that of `sample`, unguided: if the config says so, the expected clean picture is held within [-1, 1].
         Raises `ConfigError` for an unknown name, a solver that needs noise, or labels that do not fit.
         Source: Song et al. 2020 (arXiv 2010.02502), eq. 13-14 and section 5.4. The round trip is exact only for many steps.
         """  # noqa: E501
         times = choose("grid", GRIDS, grid)(steps, self.path).double().cpu().flip(0)
         known = known_labels(self.config, labels, images)
         with evaluating(self):
-            x = choose_solver(solver)(self.unclipped(known), images, times, no_noise)
+            x = choose_solver(solver)(self.denoiser(known), images, times, no_noise)
         return x / rows(self.path.at(times[-1]).sigma, x)
 
     @torch.no_grad()
@@ -245,13 +246,16 @@ class DenoisingModel(Model):
         labels: Tensor | Sequence[int] | None = None,
         steps: int = 100,
         solver: str | Solver = "ddim",
-        grid: str | Grid = "uniform",
+        grid: str | Grid = "karras",
     ) -> Tensor:
-        """Pictures in [-1, 1] from the codes of `encode`; both should use the same steps, solver and grid."""
+        """Pictures in [-1, 1] from the codes of `encode`; both should use the same steps, solver and grid.
+
+        From `codes` it draws what `sample` draws from their seeds with this solver and grid and no guidance.
+        """
         times = choose("grid", GRIDS, grid)(steps, self.path).double().cpu()
         known = known_labels(self.config, labels, codes)
         with evaluating(self):
-            x = choose_solver(solver)(self.unclipped(known), self.first(codes, times), times, no_noise)
+            x = choose_solver(solver)(self.denoiser(known), self.first(codes, times), times, no_noise)
         return x.clamp(-1, 1)
 
     def codes(self, seeds: Sequence[int]) -> Tensor:
@@ -269,7 +273,7 @@ class DenoisingModel(Model):
         return slerp(first, last, shares)
 
     def unclipped(self, labels: Tensor | None = None) -> Denoiser:
-        """The unguided denoiser as the ODE needs it: without a jump where the clean picture leaves [-1, 1]."""
+        """The unguided denoiser, as a density needs it: without a corner where the clean picture leaves [-1, 1]."""
         made = self.denoiser(labels)
         return Denoiser(made.network, made.path, made.kind, learned_variance=made.learned_variance)
 
