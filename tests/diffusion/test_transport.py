@@ -110,7 +110,7 @@ def test_encoding_is_the_way_back(truth):
     """Any pair of sets has a way back: the same flow, against its time."""
     model, source = exact(), -0.4 + 0.1 * torch.rand(2, 1, 8, 8)
     pictures = model.sample(2, source=source, steps=100, solver="heun")
-    back = model.encode(pictures, steps=100, solver="heun")
+    back = model.encode(pictures, steps=100, solver="heun", grid=model.config.grid)
     error = (back - source).abs().max()
     truth("rectified transport", "source, to its picture and back, 100 steps", "itself", error, 1e-5)
 

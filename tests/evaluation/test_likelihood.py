@@ -115,12 +115,23 @@ def test_a_model_is_shown_pictures_on_its_own_device(pixels):
 def test_a_likelihood_is_never_computed_in_bf16():
     class Linear(nn.Module):
         def log_prob(self, images):
-            return images.flatten(1) @ torch.linspace(-1, 1, 25)
+            return images.flatten(1) @ torch.linspace(-1, 1, 25) - 25
 
     images = torch.rand(4, 1, 5, 5) * 2 - 1
     plain = mean_bits_per_dim(Linear(), [images]).value
     with torch.autocast("cpu", torch.bfloat16):
         assert mean_bits_per_dim(Linear(), [images]).value == plain
+
+
+def test_a_probability_above_one_is_no_result():
+    """As the density is found where a solver of few fixed steps is lost."""
+
+    class Lost(nn.Module):
+        def log_prob(self, images):
+            return torch.full((len(images),), 3e3)
+
+    with pytest.raises(ConfigError, match="-173 bits a number, less than nothing.*ask for more steps"):
+        mean_bits_per_dim(Lost(), [torch.zeros(2, 1, 5, 5)])
 
 
 def test_a_density_is_never_asked_about_levels(truth):

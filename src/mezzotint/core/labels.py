@@ -1,4 +1,4 @@
-"""What a model is told: the labels of a training batch, and those of the pictures that are asked of it."""
+"""What a model is told: the labels of a training batch, those of the pictures that are asked of it, and pictures."""
 
 from __future__ import annotations
 
@@ -40,11 +40,26 @@ def refuse(**conditions: Any) -> None:
             raise ConfigError(f"this model does not take {name}; leave {name} away")
 
 
+def given_pictures(x: Tensor, channels: int, size: int) -> None:
+    """Raises `ConfigError` where these are no pictures (B, C, H, W) of numbers, of so many channels and pixels."""
+    if not x.is_floating_point() or x.dim() != 4 or x.shape[1:] != (channels, size, size):
+        raise ConfigError(
+            f"this model takes pictures as numbers in [-1, 1] of the shape (B, {channels}, {size}, {size}), not"
+            f" {tuple(x.shape)} of {str(x.dtype).removeprefix('torch.')}; convert or resize them"
+        )
+
+
 def given_labels(n: int, labels: Tensor | Sequence[int], classes: int, device: torch.device) -> Tensor:
     """The labels of n pictures that somebody names, (n,) on the device. Raises `ConfigError` where they do not fit."""
     if not classes:
         refuse_labels(labels)
-    given = torch.as_tensor(labels, dtype=torch.long, device="cpu")  # to look at them without waiting
+    try:
+        given = torch.as_tensor(labels, device="cpu")  # to look at them without waiting
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"labels are the numbers of classes, from 0 to {classes - 1}, not {labels!r}") from error
+    if n and (given.is_floating_point() or given.dtype == torch.bool):
+        raise ConfigError(f"labels are whole numbers from 0 to {classes - 1}, not {labels!r}")
+    given = given.long()
     if given.shape != (n,):
         raise ConfigError(f"{n} pictures need {n} labels, got the shape {tuple(given.shape)}")
     if n and not 0 <= int(given.min()) <= int(given.max()) < classes:

@@ -381,8 +381,8 @@ def groups(steps: int, terms: int | Literal["all"]) -> list[tuple[int, int]]:
 
     Raises `ConfigError` for fewer groups than two.
     """
-    if terms != "all" and terms < 2:
-        raise ConfigError(f'a bound needs at least 2 terms, one of them the decoder\'s, or "all", not {terms}')
+    if terms != "all" and not (isinstance(terms, int) and terms >= 2):
+        raise ConfigError(f'a bound needs at least 2 terms, one of them the decoder\'s, or "all", not {terms!r}')
     J = steps if terms == "all" else min(terms, steps)
     M = steps - 1
     ends = [max(j, round(M * (j / max(J - 1, 1)) ** 2)) for j in range(J)]  # steps from the last but one

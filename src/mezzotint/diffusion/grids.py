@@ -94,8 +94,8 @@ def _from_indices(k: Tensor, train_steps: int) -> Tensor:
 
 
 def _checked(steps: int, most: int | None = None) -> int:
-    if steps < 1:
-        raise ConfigError(f"a sampler needs at least 1 step, not {steps}")
+    if steps < 1 or steps != int(steps):
+        raise ConfigError(f"a sampler needs a whole number of steps, at least 1 step, not {steps}")
     if most is not None and steps > most:
         raise ConfigError(f"{steps} steps are more than the {most} that the model was trained with; use fewer")
     return steps

@@ -37,10 +37,10 @@ class Guidance:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.w) and self.w >= 0):
             raise ConfigError(f"guidance is a strength of 0 or more, not {self.w}")
-        low, high = self.interval
-        if not 0 <= low <= high <= 1:
+        if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
             raise ConfigError(
-                f"the guidance interval is an earliest and a latest time within 0 and 1, not {low}, {high}"
+                "the guidance interval is an earliest and a latest time within 0 and 1, not"
+                f" {', '.join(map(str, self.interval))}"
             )
         if not 0 <= self.rescale <= 1:
             raise ConfigError(f"guidance_rescale is a share between 0 and 1, not {self.rescale}")

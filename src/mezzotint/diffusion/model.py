@@ -14,7 +14,7 @@ from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.codes import slerp
 from ..core.config import Config
 from ..core.errors import ConfigError, suggest
-from ..core.labels import choose_labels, given_labels, labels_of, refuse
+from ..core.labels import choose_labels, given_labels, given_pictures, labels_of, refuse
 from ..core.model import Losses, Model, evaluating
 from ..nn.dit import DiTConfig
 from ..nn.ncsnpp import NCSNppConfig
@@ -318,7 +318,8 @@ def told(config: DenoisingConfig, labels: Tensor | None) -> None:
 
 
 def known_labels(config: DenoisingConfig, labels: Tensor | Sequence[int] | None, x: Tensor) -> Tensor | None:
-    """The labels of given pictures x, or None, on the device of x. Raises `ConfigError` where they do not fit."""
+    """The labels of given pictures x, or None, on the device of x. Raises `ConfigError` where they or x do not fit."""
+    given_pictures(x, config.channels, config.image_size)
     if labels is None:
         told(config, labels)
         return None

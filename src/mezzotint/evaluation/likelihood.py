@@ -59,7 +59,7 @@ def mean_bits_per_dim(
     controls
             options of the model's `log_prob` or `elbo`, such as terms
 
-    Raises `ConfigError` for no pictures, or an option that the model's method does not have.
+    Raises `ConfigError` for no pictures, an option that the model's method does not have, or a probability above one.
     """
     device = torch.device(device)
     if pixels == "levels" and getattr(model, "density", False):
@@ -83,6 +83,11 @@ def mean_bits_per_dim(
         raise ConfigError("bits per dimension need at least one picture")
     exact = isinstance(model, HasLogProb) and pixels != "dequantised"
     bits = bits_per_dim(torch.cat(values), dims)
+    if bits.mean() < 0:
+        raise ConfigError(
+            f"these pictures would cost {bits.mean():.3g} bits a number, less than nothing, so their likelihood was"
+            " computed too coarsely: ask for more steps or finer tolerances"
+        )
     error = float(bits.std() / pictures**0.5) if pictures > 1 else float("nan")
     return BitsPerDim(float(bits.mean()), not exact, pictures, error, pixels, used, dims)
 
