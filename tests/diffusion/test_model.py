@@ -355,7 +355,8 @@ def test_codes_tend_to_those_of_the_flow_at_the_order_of_their_solver(truth, pat
 
 
 @pytest.mark.parametrize(
-    "choices", [{"path": "cosine", "prediction": "clean", "clip": False}, {"path": "cosine"}, {"path": "linear"}, KARRAS]
+    "choices",
+    [{"path": "cosine", "prediction": "clean", "clip": False}, {"path": "cosine"}, {"path": "linear"}, KARRAS],
 )
 def test_codes_are_drawn_from_as_noise_is(choices):
     """`decode` of a picture's own noise is `sample` without guidance."""
@@ -374,8 +375,8 @@ def test_codes_are_drawn_from_as_noise_is(choices):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_network_that_is_not_perfect_finds_the_picture_from_its_code(path):
-    """A hundredth of error in the noise is 200 in the expected picture at the end of the cosine schedule, where sigma is
-    20,000 alpha; the expected picture is held within [-1, 1]. Half the steps, twice the error."""
+    """A hundredth of error in the noise is 200 in the expected picture at the end of the cosine schedule, where sigma
+    is 20,000 alpha; the expected picture is held within [-1, 1]. Half the steps, twice the error."""
     data = Gaussian(0.1, 0.3)
     prediction = "v" if PATHS[path].at(torch.tensor(1.0)).alpha == 0 else "noise"
     model = perfect(data, path=path, prediction=prediction, clip=True)

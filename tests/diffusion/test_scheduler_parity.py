@@ -19,7 +19,6 @@ from mezzotint.diffusion.paths import PATHS
 from mezzotint.diffusion.predictions import Denoiser, unit
 from mezzotint.diffusion.solvers import SOLVERS, ancestral, ddim, euler, heun, predictor_corrector
 from mezzotint.diffusion.stepping import half_log_snr
-from mezzotint.diffusion.stochastic import langevin
 
 pytestmark = [
     pytest.mark.oracles,
@@ -146,16 +145,22 @@ def test_ddim(truth, eta):
 
 @pytest.mark.parametrize(("kind", "name"), [("clean", "sample"), ("v", "v_prediction")])
 def test_ddim_with_other_predictions(truth, kind, name):
-    made = scheduler(diffusers.DDIMScheduler, clip_sample=False, timestep_spacing="leading", prediction_type=name)
-    error = largest(our_trajectory(ddim, grids.leading(13, LINEAR), ours_on(LINEAR, kind)), their_trajectory(made, 13))
-    truth(f"ddim, {kind} prediction", "13 steps, leading", THEIRS + "DDIMScheduler", error, 1e-14)
+    def compare(steps):
+        made = scheduler(diffusers.DDIMScheduler, clip_sample=False, timestep_spacing="leading", prediction_type=name)
+        ours = our_trajectory(ddim, grids.leading(steps, LINEAR), ours_on(LINEAR, kind))
+        return largest(ours, their_trajectory(made, steps))
+
+    truth(f"ddim, {kind} prediction", f"N in {STEPS}, leading", THEIRS + "DDIMScheduler", worst_of_all_steps(compare),
+          2e-14)  # fmt: skip
 
 
 def test_ddim_with_clipping(truth):
-    made = scheduler(diffusers.DDIMScheduler, clip_sample=True, timestep_spacing="leading")
-    ours = our_trajectory(ddim, grids.leading(13, LINEAR), ours_on(LINEAR, clip=True))
-    error = largest(ours, their_trajectory(made, 13, use_clipped_model_output=True))
-    truth("ddim, clipped", "13 steps, leading", THEIRS + "DDIMScheduler", error, 1e-14)
+    def compare(steps):
+        made = scheduler(diffusers.DDIMScheduler, clip_sample=True, timestep_spacing="leading")
+        ours = our_trajectory(ddim, grids.leading(steps, LINEAR), ours_on(LINEAR, clip=True))
+        return largest(ours, their_trajectory(made, steps, use_clipped_model_output=True))
+
+    truth("ddim, clipped", f"N in {STEPS}, leading", THEIRS + "DDIMScheduler", worst_of_all_steps(compare), 2e-14)
 
 
 def test_ddim_from_pure_noise(truth):
@@ -224,6 +229,23 @@ def test_solvers_in_noise_levels(truth, name, solver, tolerance, spacing):
         return largest([a / LINEAR.at(t).alpha for a, t in zip(ours, grid)], [*theirs, x])
 
     truth(f"solver {solver}", f"N in {STEPS}, {spacing}", THEIRS + name, worst_of_all_steps(compare), tolerance)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_ancestral_steps_in_noise_levels(truth, spacing):
+    """What k-diffusion calls Euler's ancestral sampler is the posterior's, with its small variance, in x / alpha."""
+
+    def compare(steps):
+        made, grid = with_levels(diffusers.EulerAncestralDiscreteScheduler(timestep_spacing=spacing), steps)
+        generator, x, theirs = torch.Generator().manual_seed(7), X / LINEAR.at(grid[0]).alpha, []
+        for t in made.timesteps:
+            theirs.append(x)
+            x = made.step(network(made.scale_model_input(x, t), t), t, x, generator=generator).prev_sample
+        ours = our_trajectory(ancestral, grid, noise=seeded())
+        return largest([a / LINEAR.at(t).alpha for a, t in zip(ours, grid)], [*theirs, x])
+
+    truth("ancestral, small variance", f"N in {STEPS}, {spacing}, float32 states",
+          THEIRS + "EulerAncestralDiscreteScheduler", worst_of_all_steps(compare), 5e-7)  # fmt: skip
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -332,21 +354,56 @@ def test_flow_matching(truth, name, solver, tolerance, shift):
 
 def test_the_variance_exploding_predictor_and_corrector(truth):
     """Song et al. 2021, algorithms 2 and 4. Their norms are means over the batch: one picture here."""
-    made = diffusers.ScoreSdeVeScheduler(sigma_min=0.02, sigma_max=100.0, snr=0.16)
-    made.set_timesteps(10)
-    made.set_sigmas(10)
-    made.discrete_sigmas = made.discrete_sigmas.double()
-    path, x, score = PATHS["ve"], 30 * X[:1], -X[:1].flip(2) / 20
-    times = path.time_of(made.discrete_sigmas[[7, 6]])
-    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    theirs = made.step_pred(score, made.timesteps.flip(0)[7], x, generator=torch.Generator().manual_seed(3))
-    ours = predictor_corrector(Denoiser(lambda x, t: score, path, "score"), x, times, lambda: z, corrections=0)
-    error = (ours - theirs.prev_sample).abs().max() / x.abs().max()
-    truth("solver predictor-corrector, ve path", "one prediction", THEIRS + "ScoreSdeVeScheduler", error, 1e-15)
-    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(4)).double()
-    theirs = made.step_correct(score, x, generator=torch.Generator().manual_seed(4)).prev_sample
-    error = (langevin(x, score, z, 0.16) - theirs).abs().max() / x.abs().max()
-    truth("Langevin corrector", "one correction", THEIRS + "ScoreSdeVeScheduler", error, 3e-8)
+    path, x = PATHS["ve"], 30 * X[:1]
+
+    def compare(steps):
+        made = diffusers.ScoreSdeVeScheduler(sigma_min=0.04, sigma_max=100.0, snr=0.16)
+        made.set_timesteps(steps)
+        made.set_sigmas(steps)
+        made.discrete_sigmas = made.discrete_sigmas.double()
+        levels = made.discrete_sigmas.flip(0)  # from noise; theirs go on to a level of 0, ours stop before it
+        ask = ours_on(path, "score", lambda x, c: -network(x / c.exp(), 0) / c.exp())
+        z = [  # as they draw
+            torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).double()
+            for seed, dtype in enumerate((torch.float64, torch.float32))
+        ]
+        worst, state = 0.0, x
+        for t, (now, after) in zip(made.timesteps, itertools.pairwise(levels)):
+            score = ask.network(state, path.time_of(now))
+            theirs = made.step_pred(score, t, state, generator=torch.Generator().manual_seed(0)).prev_sample
+            there = ask.network(theirs, path.time_of(after))
+            theirs = made.step_correct(there, theirs, generator=torch.Generator().manual_seed(1)).prev_sample
+            draws = iter(z)
+            ours = predictor_corrector(ask, state, path.time_of(torch.stack([now, after])), lambda d=draws: next(d))
+            worst, state = max(worst, float((ours - theirs).abs().max() / theirs.abs().max())), ours
+        return worst
+
+    truth("solver predictor-corrector, ve path", "every step of N in [2, 10, 13, 50]", THEIRS + "ScoreSdeVeScheduler",
+          max(compare(steps) for steps in STEPS[1:]), 1e-7)  # fmt: skip
+
+
+def test_the_variance_preserving_sde(truth):
+    """Euler and Maruyama's steps. Theirs are 1 / N long, on times that are 0.999 / (N - 1) apart: here each is asked
+    alone, and ours goes as far as theirs."""
+    from diffusers.schedulers.deprecated.scheduling_sde_vp import ScoreSdeVpScheduler
+
+    path, z = PATHS["vp"], torch.randn(X.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def compare(steps):
+        made, worst = ScoreSdeVpScheduler(), 0.0
+        made.set_timesteps(steps)
+        for t in made.timesteps.double()[:-1]:
+            times = torch.stack([t, t - 1 / steps])
+            if times[1] <= 0:
+                break
+            theirs, _ = made.step_pred(network(X, t), X, t, generator=torch.Generator().manual_seed(0))
+            asked = ours_on(path, function=lambda x, _, t=t: network(x, t))
+            ours = SOLVERS["euler-maruyama"](asked, X, times, lambda: z)
+            worst = max(worst, float((ours - theirs).abs().max() / theirs.abs().max()))
+        return worst
+
+    truth("solver euler-maruyama, vp path", "every step of N in [10, 13, 50]", THEIRS + "ScoreSdeVpScheduler",
+          max(compare(steps) for steps in STEPS[2:]), 1e-13)  # fmt: skip
 
 
 @pytest.mark.parametrize("steps", [2, 10, 50])

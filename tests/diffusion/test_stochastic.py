@@ -324,6 +324,48 @@ def test_corrections_mend_what_coarse_predictions_leave(truth):
           errors[1] / errors[0], 0.5)  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("solver", "name", "tolerance"), [("predictor-corrector", "vp", 0.02), ("predictor-corrector", "ve", 0.02),
+                                      ("edm-stochastic", "edm", 0.01), ("edm-stochastic", "vp", 0.01)]
+)  # fmt: skip
+def test_the_moments_of_solvers_as_they_are_registered(truth, solver, name, tolerance):
+    """From the exact distribution at sigma / alpha = 10 to 0.1 in 200 steps; a large picture stands for many numbers,
+    as Langevin's norms are those of a picture. The extra noise of "edm-stochastic" (S_noise 1.003) is meant to stay."""
+    path, n = PATHS[name], 200
+    grid = path.time_of(10 * 0.01 ** torch.linspace(0, 1, 201, dtype=torch.float64))
+    begin, after = path.at(grid[0]), path.at(grid[-1])
+    draw = seeded(torch.empty(1, 1, n, n, dtype=torch.float64))
+    x = begin.alpha * DATA.mean + DATA.spread(begin) * draw()
+    end = SOLVERS[solver](DATA.denoiser(path, "clean"), x, grid, draw)
+    mean = float((end.mean() - after.alpha * DATA.mean) / DATA.spread(after))
+    truth(f"solver {solver}, {name} path", "mean after 200 steps, in deviations", "exact", abs(mean), tolerance)
+    spread = float(end.std() / DATA.spread(after)) - 1
+    truth(f"solver {solver}, {name} path", "deviation after 200 steps, relative", "exact", abs(spread), tolerance)
+
+
+@pytest.mark.parametrize("solver", ["euler-maruyama", "predictor-corrector"])
+def test_two_steps_written_out(truth, solver):
+    """On EDM's path, where the drift is 0 and sigma 80 t: from 80 to 8, and the expected picture there."""
+    path, z = PATHS["edm"], [seeded(seed=k)() for k in range(2)]
+    x, draws = 80 * X, iter(z)
+    grid = torch.tensor([1.0, 0.1, 0.0], dtype=torch.float64)
+    end = SOLVERS[solver](DATA.denoiser(path, "clean"), x, grid, lambda: next(draws))
+
+    def score(x, sigma):
+        return -(x - DATA.mean) / (DATA.std**2 + sigma**2)
+
+    if solver == "euler-maruyama":  # g^2 dt = 2 sigma (80 - 8)
+        x = x + 2 * 80 * 72 * score(x, 80.0) + math.sqrt(2 * 80 * 72) * z[0]
+    else:
+        b = 80**2 - 8**2
+        x = x + b * score(x, 80.0) + math.sqrt(b) * z[0]
+        e = 2 * (0.16 * z[1].abs() / score(x, 8.0).abs()) ** 2
+        x = x + e * score(x, 8.0) + torch.sqrt(2 * e) * z[1]
+    expected = x + 8**2 * score(x, 8.0)  # Tweedie
+    error = ((end - expected) / expected).abs().max()
+    truth(f"solver {solver}", "two steps on the edm path, relative", "written out", error, 1e-12)
+
+
 def test_corrections_do_not_mix_pictures():
     path, x = PATHS["ve"], 100 * torch.randn(3, 1, 4, 4, dtype=torch.float64)
     grid = grids.exponential(6, path)

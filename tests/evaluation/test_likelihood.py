@@ -130,7 +130,7 @@ def test_a_probability_above_one_is_no_result():
         def log_prob(self, images):
             return torch.full((len(images),), 3e3)
 
-    with pytest.raises(ConfigError, match="-173 bits a number, less than nothing.*ask for more steps"):
+    with pytest.raises(ConfigError, match=r"-173 bits a number, less than nothing.*ask for more steps"):
         mean_bits_per_dim(Lost(), [torch.zeros(2, 1, 5, 5)])
 
 
