@@ -73,6 +73,8 @@ def main() -> None:
     first, second = flows
     straighter = "straighter" if straight[second] < straight[first] else "**not** straighter"
     fewer = "better" if curves[second][1] < curves[first][1] else "**not** better"
+    gains = [steps for steps in STEPS if curves[second][steps] < curves[first][steps]]
+    worse = [steps for steps in STEPS if steps not in gains]
     body = (
         "![trajectories](figure_69_trajectories.png)\n\nEight Euler steps, from left to right. Two samples of the"
         " 1-rectified flow, the same two of the 2-rectified flow; two sneakers on their way to a boot, and the same two"
@@ -80,7 +82,8 @@ def main() -> None:
         "![quality against steps](figure_69.png)\n\nStraightness is the mean squared distance of the velocity from"
         " that of the straight line between a trajectory's ends, per pixel: 0 means that one Euler step is exact. It is"
         f" that of 256 samples in 20 steps.\n\n{text}\nThe survey: reflow makes paths straighter, so that fewer steps"
-        f" suffice. Here the second flow is {straighter} than the first, and its single step is {fewer}.\n"
+        f" suffice. Here the second flow is {straighter} than the first, and its single step is {fewer}."
+        + (f" With {', '.join(map(str, worse))} steps it is **not** better.\n" if worse else "\n")
     )
     data = {"straightness": straight, "fd": curves}
     write("figure_69", "Figure 69: reflow", body, asked, data, equal("reflow", "rectified-transport"))

@@ -144,8 +144,9 @@ def page(model: DRAW, asked: Asked, budget: str, place: Path = PAGES) -> None:
         f" canvas explains them after each step, and what the codes up to there have cost.\n\n{text}\n"
         f"The survey: pixels become sharper through time. From step {quarter + 1} to the last, samples {sharper} become"
         f" sharper, and the canvas {likelier} explain held-out pictures better.\n\n"
-        f"Made by `python reproductions/figure_7.py --n {asked.n} --likelihood-n {asked.likelihood_n}`: `fashion`"
-        f" pictures, size `small`, trained on {budget}; {asked.n} samples, seeds from 0.\n"
+        f"Made by `python reproductions/figure_7.py --n {asked.n} --likelihood-n {asked.likelihood_n}`: `fashion`,"
+        f" 10,000 of the pictures of Fashion-MNIST, size `small`, trained on {budget}; {asked.n} samples, seeds"
+        " from 0.\n"
     )
     (place / "figure_7.md").write_text(body)
     (place / "figure_7.json").write_text(json.dumps(vars(found), indent=1) + "\n")

@@ -50,7 +50,8 @@ def main() -> None:
         down = "falls" if last["recall"] < first["recall"] else "does **not** fall"
         best = min(sweep, key=lambda strength: sweep[strength]["fd_classifier"])
         body += f"\nFrom the weakest to the strongest, the share of recognised samples {up}, the Inception Score"
-        body += f" {score} and recall {down}; the Fréchet distance is least at {best}.\n"
+        body += f" {score} and recall {down}; the Fréchet distance is least at {best}"
+        body += ", the strongest that was tried: it may be less beyond.\n" if best == list(sweep)[-1] else ".\n"
     left.set(xlabel="recall", ylabel="precision")
     right.set(xlabel="recognised", ylabel="FD (classifier)")
     right.legend(frameon=False, fontsize=8)

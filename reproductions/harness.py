@@ -150,9 +150,9 @@ def write(
     threads = os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads()))
     protocol = protocol or (
         f"Made by `python reproductions/{name}.py --n {asked.n} --likelihood-n {asked.likelihood_n}` (threads:"
-        f" {threads}): `fashion` pictures of 28 x 28, size `small` but for what is said above, trained on {budget};"
-        f" {asked.n} samples against {min(asked.n, len(pictures('test')))} held-out pictures, features of the gallery's"
-        " classifier (no FID), seeds from 0.\n"
+        f" {threads}): `fashion`, 10,000 of the pictures of Fashion-MNIST, 28 x 28, size `small` but for what is said"
+        f" above, trained on {budget}; {asked.n} samples against {min(asked.n, len(pictures('test')))} held-out"
+        " pictures, features of the gallery's classifier (no FID), seeds from 0.\n"
     )
     (PAGES / f"{name}.md").write_text(f"# {title}\n\n{body.strip()}\n\n{protocol}")
     (PAGES / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")

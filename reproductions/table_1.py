@@ -123,9 +123,10 @@ def main() -> None:
     )
     asked = f" --pictures {options.pictures}" if options.pictures else ""
     protocol = (
-        f"Made by `python reproductions/table_1.py --n {options.n}{asked}`: `fashion` pictures of 28 x 28, size"
-        f" `small`, the networks of `cgan`; pictures seen: {seen}; {options.n} samples, class k mod 10, {SPLITS} splits"
-        f" of the score, {min(options.n, len(pictures('test')))} held-out pictures, seeds from 0.\n"
+        f"Made by `python reproductions/table_1.py --n {options.n}{asked}`: `fashion`, 10,000 of the pictures of"
+        f" Fashion-MNIST, 28 x 28, size `small`, the networks of `cgan`; pictures seen: {seen}; {options.n} samples,"
+        f" class k mod 10, {SPLITS} splits of the score, {min(options.n, len(pictures('test')))} held-out pictures,"
+        " seeds from 0.\n"
     )
     write("table_1", "Table I: telling the class", body, None, {row.name: dict(row.here) for row in rows}, "", protocol)
 

@@ -45,6 +45,10 @@ def main() -> None:
         + agrees(["CD, 1 NFE", "DFNO, 1 NFE", "PD, 1 NFE"], distance)
         + " "
         + agrees(["CD, 2 NFE", "PD, 2 NFE"], distance)
+        + " From one evaluation to two: "
+        + agrees(["PD, 2 NFE", "PD, 1 NFE"], distance)
+        + " "
+        + agrees(["CD, 2 NFE", "CD, 1 NFE"], distance)
     )
     data = {f"{name}, {nfe} NFE": numbers for (name, nfe), numbers in found.items()}
     budget = equal("progressive-distillation", "dfno", "consistency-distillation", *BESIDES.values())

@@ -38,12 +38,23 @@ def mlp(inputs: int, widths: tuple[int, ...], activation: Activation) -> nn.Sequ
     return nn.Sequential(*layers)
 
 
+class Unit(nn.Module):
+    """Pictures in [-1, 1] as most papers show them to neurons, in [0, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(x + 1) / 2."""
+        return (x + 1) / 2
+
+
 @dataclass(frozen=True)
 class MLPConfig(Config):
     """Hidden layers, those of the decoder in reverse order."""
 
     widths: tuple[int, ...] = (500, 500)  # of the encoder
     activation: Activation = "relu"
+    # Pictures in [-1, 1] are seen in [0, 1], where black is nothing. As -1 it is a large number that most pixels of a
+    # digit have in common, from which tanh units learn so slowly that they first give up the code
+    unit: bool = False
     kind: Literal["mlp"] = "mlp"
 
     def __post_init__(self) -> None:
@@ -53,7 +64,12 @@ class MLPConfig(Config):
     def encoder(self, channels: int, image_size: int, outputs: int) -> nn.Module:
         """(B, C, H, W) -> (B, outputs)."""
         hidden = mlp(channels * image_size**2, self.widths, self.activation)
-        return begin(nn.Sequential(nn.Flatten(), hidden, nn.Linear(self.widths[-1], outputs)), self.activation)
+        last = nn.Linear(self.widths[-1], outputs)
+        return begin(nn.Sequential(*self.seen(), hidden, last), self.activation)
+
+    def seen(self) -> list[nn.Module]:
+        """What comes before the first layer."""
+        return [Unit(), nn.Flatten()] if self.unit else [nn.Flatten()]
 
     def decoder(self, latent: int, outputs: int, image_size: int) -> nn.Module:
         """(B, latent) -> (B, outputs, H, W)."""

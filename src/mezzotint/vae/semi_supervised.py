@@ -109,7 +109,7 @@ class ClassAndCode(nn.Module):
         activation = ACTIVATIONS[network.activation]
         if isinstance(network, MLPConfig):
             width = network.widths[0]
-            first = nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, width))
+            first = nn.Sequential(*network.seen(), nn.Linear(channels * image_size**2, width))
             self.first = begin(first, network.activation)
             after = [mlp(width, network.widths[1:], network.activation), nn.Linear(network.widths[-1], 2 * latent)]
         else:
