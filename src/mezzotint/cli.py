@@ -409,6 +409,7 @@ def describe(
     for stage in facts["stages"]:
         sizes = ", ".join(f"{size} {count:,} parameters" for size, count in stage["parameters"].items())
         console.print(f"{'stage':10}{stage['name']}: {sizes}\n{'can':10}{', '.join(stage['abilities']) or 'train'}")
+    console.print(f"{'':10}(parameters for pictures of 32 x 32 in colour, of 10 classes)")
     if facts["gallery"]:
         console.print(f"{'gallery':10}{facts['gallery']['command']}")
         for name, value in facts["gallery"]["numbers"].items():
@@ -500,8 +501,9 @@ def _controls(model: Model, asked: dict[str, Any], others: list[str] | None = No
         if name not in known:
             named = " and ".join(f"--{option}" for option in asked if option in known)
             rest = ", ".join(sorted(known - set(asked)))
+            meant = hint if "did you mean" in (hint := suggest(name, known)) else ""  # what is known follows anyway
             has = "; ".join([*([f"it has {named}"] if named else []), *([f"--control takes {rest}"] if rest else [])])
-            raise ConfigError(f"{_name(model)} has no control {name!r}{suggest(name, known)}; {has or 'it has none'}")
+            raise ConfigError(f"{_name(model)} has no control {name!r}{meant}; {has or 'it has none'}")
     hints = typing.get_type_hints(model.sample)
     return given | {name: _control(name, text, hints.get(name)) for name, text in texts.items()}
 

@@ -171,7 +171,7 @@ def _local(place: str | os.PathLike[str]) -> Path:
 
 
 def parameter_counts(system: System) -> dict[str, dict[str, int]]:
-    """The number of trainable parameters of each stage at each size, for the pictures of its paper.
+    """The number of trainable parameters of each stage at each size, for pictures of 32 x 32 in colour, of 10 classes.
 
     Built on the meta device: nothing is allocated.
     """

@@ -64,6 +64,19 @@ def test_units_are_active_whose_mean_varies_by_more_than_a_hundredth():
     assert found.active_units == 2
 
 
+def test_a_map_is_as_active_as_its_most_active_place():
+    """Its mean over places may say nothing of the picture: what says where something is sums to the same everywhere."""
+
+    class Maps(Coded):
+        def latents(self, images):
+            means = super().latents(images).means  # of four numbers: two channels of two places
+            return Latents(means, (means**2 / 2).unflatten(1, (2, 2)).sum(2), dimension=torch.tensor([0, 0, 1, 1]))
+
+    found = diagnose(Maps([2.0, -2.0, 0.1, 0.0]), [IMAGES])
+    torch.testing.assert_close(found.variance, torch.tensor([4.0, 0.01]).double() * SPREAD, rtol=1e-5, atol=0)
+    assert (found.active_units, found.verdict) == (1, "in use: 1 of 2 dimensions depend on the picture")
+
+
 @pytest.mark.parametrize(
     ("gains", "offsets", "verdict"),
     [

@@ -283,6 +283,8 @@ def test_a_mask_may_know_more_than_the_model_sees_and_not_less():
     mask[1, 0, 0, 0] = 0.0
     with pytest.raises(ConfigError, match="2 quadrant"):
         model.inpaint(images, mask)
+    with pytest.raises(ConfigError, match="the mask has the shape"):
+        model.inpaint(images, mask[..., :-1])
     with pytest.raises(ConfigError, match=r"condition\.kind"):
         made("grey").inpaint(images, mask)
     assert "inpaint" in abilities(model)
@@ -292,7 +294,7 @@ def test_a_code_that_adds_nothing_to_what_is_seen_has_collapsed():
     model, images = made(), pictures()
     model.recognition = copy.deepcopy(model.prior)
     shown = model.config.condition.seen(images)  # nothing hidden is left to tell q from the prior
-    means, kl, _ = model.latents(shown)
+    means, kl = model.latents(shown)[:2]
     assert means.abs().max() < 1e-6
     assert kl.abs().max() < 1e-6
     assert made().latents(images).kl.sum() > 1e-3

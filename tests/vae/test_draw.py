@@ -159,6 +159,9 @@ def test_each_step_has_a_share_of_the_divergence(truth):
 def test_a_strip_ends_in_the_sample_and_says_where_it_was_painted():
     model = loosened(DRAW(DRAWConfig(6, **TINY, read=2, write=3)))
     strip = model.strip(4, seeds=7)
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(ConfigError, match="temperature"):
+            model.strip(1, temperature=wrong)
     assert strip.pictures.shape == (3, 4, 1, 6, 6)
     assert torch.equal(strip.pictures[-1], model.sample(4, seeds=7))
     assert torch.allclose(strip.pictures[:, 2:3], model.strip(1, seeds=9).pictures, atol=1e-6)

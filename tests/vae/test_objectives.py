@@ -26,7 +26,8 @@ def after(steps):
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 4.0])
 def test_beta_weighs_the_divergence(truth, beta):
-    """Survey, eq. 12 and 16, the mean over pictures; what is logged is weighed by nothing."""
+    """Survey, eq. 12 and 16, the mean over pictures. The terms are logged weighed by nothing, and beside them what
+    stands in place of the KL, where it is not the KL."""
     found = ELBO(beta).losses(one := inferred(), after(0))
     expected = (-one.log_likelihood + beta * one.kl.sum(1)).mean()
     truth("beta-VAE", "loss, nats", "eq. 16", abs(found.total - expected), 1e-15)
@@ -36,6 +37,7 @@ def test_beta_weighs_the_divergence(truth, beta):
             "reconstruction": float(-one.log_likelihood.mean()),
             "kl": float(one.kl.sum(1).mean()),
             "negative_elbo": float((one.kl.sum(1) - one.log_likelihood).mean()),
+            **({} if beta == 1 else {"penalty": float(beta * one.kl.sum(1).mean())}),
         },
         rel=1e-12,
     )
@@ -59,6 +61,14 @@ def test_free_bits_are_free_in_each_group_of_each_picture(truth):
     found.backward()
     assert torch.equal(kl.grad > 0, one.kl > 1.2)
     assert 0 < (one.kl > 1.2).sum() < one.kl.numel()
+
+
+@pytest.mark.parametrize("objective", [ELBO(2.0), ELBO(1.0, 40), ELBO(free_bits=1.2), Capacity(30.0, 20.0, 1000)])
+def test_the_log_says_what_the_loss_is_made_of(truth, objective):
+    found = objective.losses(inferred(), after(20))
+    error = (found.parts["reconstruction"] + found.parts["penalty"]) / found.total - 1
+    truth("objectives", "reconstruction and penalty, relative", "loss", abs(error), 1e-15)
+    assert found.parts["penalty"] != found.parts["kl"]
 
 
 @pytest.mark.parametrize(("steps", "capacity"), [(0, 0.0), (250, 5.0), (1000, 20.0), (9999, 20.0)])

@@ -54,6 +54,21 @@ def test_a_row_changes_one_dimension_and_no_other(kind):
         assert torch.equal(flat[row][:, others], PICTURE.flatten()[others].expand(9, 3))
 
 
+def test_between_two_pictures_no_prior_is_needed():
+    """An autoencoder can be walked through, too: that its codes are nowhere in particular is the point of figure 1."""
+
+    class Plain(Model):
+        forward, encode, decode = Pixelwise.forward, Pixelwise.encode, Pixelwise.decode
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+    assert torch.equal(
+        interpolate(Plain(), PICTURE, -PICTURE, steps=3), PICTURE * torch.tensor([1, 0, -1]).view(3, 1, 1, 1)
+    )
+
+
 def test_fewer_dimensions_and_other_values_can_be_asked_for():
     rows = traverse(MODEL, PICTURE[0], dimensions=2, values=(-1, 0, 1))
     assert rows.shape == (2, 3, 1, 2, 2)
@@ -89,7 +104,7 @@ def test_what_cannot_be_walked_through_is_refused():
     class Silent(Model):
         forward = Pixelwise.forward
 
-    with pytest.raises(ConfigError, match="4 numbers with 3 divergences"):
+    with pytest.raises(ConfigError, match=r"4 numbers in 3 maps .* interpolate"):
         traverse(Unequal([0.0] * 4), PICTURE)
     for walk in (traverse, lambda model, picture: interpolate(model, picture, picture)):
         with pytest.raises(ConfigError, match="Silent has no code"):

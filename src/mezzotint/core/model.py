@@ -180,9 +180,10 @@ class Reconstructs(Protocol):
 class Latents(NamedTuple):
     """What the posterior keeps of each picture."""
 
-    means: Tensor  # E[z | x] of each latent dimension, (B, D)
+    means: Tensor  # E[z | x] of each latent dimension, (B, D); of each number where there is a `dimension`, (B, N)
     kl: Tensor  # KL(q || p) of each of them, nats, (B, D)
     total: Tensor | None = None  # the KL that the bound counts, nats, (B,); None: the sum of these
+    dimension: Tensor | None = None  # to which each of N numbers belongs, (N,): the channel of a map's places
 
 
 @runtime_checkable

@@ -29,7 +29,7 @@ class Collapse(NamedTuple):
     """
 
     kl: Tensor  # E_x KL(q(z_d | x) || p(z_d)) of each dimension, nats, (D,)
-    variance: Tensor  # Var_x(E[z_d | x]) of each dimension, (D,)
+    variance: Tensor  # Var_x(E[z_d | x]) of each dimension, (D,); of a map's channel, where on the map it is largest
     nats: float  # E_x KL(q(z | x) || p(z)) as the model's bound counts it, with all that is drawn besides z
     pictures: int
 
@@ -68,7 +68,7 @@ def diagnose(
 
     Raises `ConfigError` for fewer than two pictures, of which no variance can be said.
     """
-    device, count = torch.device(device), 0
+    device, count, dimension = torch.device(device), 0, None
     seeded = "seeds" in inspect.signature(model.latents).parameters
     kl = mean = scatter = bound = torch.zeros((), dtype=torch.float64)
     for images in batches:
@@ -76,6 +76,7 @@ def diagnose(
         shown = as_shown(images, pixels, seeds, device)
         with full_precision(device):
             found = model.latents(shown, **{"seeds": seeds} if seeded else {})
+        dimension = found.dimension
         means, nats = (part.flatten(1).cpu().double() for part in (found.means, found.kl))  # (B, D)
         total = count + len(means)
         share, step = len(means) / total, means.mean(0) - mean
@@ -86,4 +87,7 @@ def diagnose(
         count = total
     if count < 2:
         raise ConfigError(f"a diagnosis of collapse needs at least 2 pictures, not {count}")
-    return Collapse(kl, scatter / (count - 1), float(bound), count)
+    variance = scatter / (count - 1)
+    if dimension is not None:
+        variance = torch.zeros_like(kl).scatter_reduce(0, dimension.cpu(), variance, "amax")
+    return Collapse(kl, variance, float(bound), count)

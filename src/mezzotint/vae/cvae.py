@@ -320,7 +320,11 @@ class CVAE(VariationalModel):
         """
         if not isinstance(self.config.condition, Quadrants):
             raise ConfigError("this model completes no masked pictures; train it with condition.kind quadrants")
-        known = (mask.to(images.device) > 0.5).expand(len(images), 1, *images.shape[2:])
+        shape = (len(images), 1, *images.shape[2:])
+        try:
+            known = (mask.to(images.device) > 0.5).expand(shape)
+        except RuntimeError:
+            raise ConfigError(f"the mask has the shape {shape} or broadcasts to it, not {tuple(mask.shape)}") from None
         if not (known | self.config.condition.hidden(images.shape[-1]).to(images.device)).all():
             raise ConfigError(
                 f"the mask hides pixels of the {self.config.condition.observed} quadrant(s) that this model must see"

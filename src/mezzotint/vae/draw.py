@@ -15,7 +15,7 @@ from ..core.errors import ConfigError
 from .filterbank import NUMBERS, Attention, Rectangles, covering, read, write
 from .gaussian import Gaussian
 from .likelihoods import BernoulliConfig, LikelihoodConfig
-from .model import CodedModel, Draws, Latents, refuse_doubly
+from .model import CodedModel, Draws, Latents, check_controls, refuse_doubly
 from .objectives import ELBO, Inferred, ObjectiveConfig
 
 
@@ -234,7 +234,11 @@ class DRAW(CodedModel):
 
     @torch.no_grad()
     def strip(self, n: int, seeds: int | Sequence[int] = 0, temperature: float = 1.0) -> Strip:
-        """n pictures of the prior while they are painted (survey, figure 7); the last are those of `sample`."""
+        """n pictures of the prior while they are painted (survey, figure 7); the last are those of `sample`.
+
+        Raises `ConfigError` for a temperature below 0.
+        """
+        check_controls("mean", temperature)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         noise = temperature * self.draws(random).normal(self.config.glimpses, self.config.latent)
         return self._strip(list(self.paint(noise)))

@@ -127,14 +127,17 @@ class GroupedModel(CodedModel):
     def latents(self, images: Tensor, *, seeds: int | Sequence[int] = 0) -> Latents:
         """For the diagnosis of collapse: a dimension is a channel of a group, (B, sum of channels).
 
-        means  of each group given those of the groups above it, over the positions of the channel's map
+        means  of each number of a group given those of the groups above it, (B, sum of sizes)
         kl     given one draw of the groups above (picture k with seed k), right on average, summed over positions
         """
         seen = self.recognise(Batch(images))
         random = PictureRandom(picture_seeds(len(images), seeds), images.device)
         _, drawn = self._follow(seen, self.draws(random).normal(self._width))
-        means = [_places(mean).mean(2) for mean in self._means(seen)]
-        return Latents(torch.cat(means, 1), torch.cat([_places(group.kl).sum(2) for group in drawn], 1))
+        kl = torch.cat([_places(group.kl).sum(2) for group in drawn], 1)
+        places = torch.cat([torch.full(shape[:1], math.prod(shape[1:])) for shape in self.shapes])
+        dimension = torch.arange(len(places)).repeat_interleave(places).to(kl.device)
+        means = torch.cat([mean.flatten(1) for mean in self._means(seen)], 1)
+        return Latents(means, kl, dimension=dimension)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -355,7 +355,7 @@ class NVAE(GroupedModel):
         many, seen, draws = self._repeated(batch, batch.random(), self.objective.samples)
         inferred = self.infer(many, seen, draws)
         total, parts = self.objective.losses(self.balance(inferred) if self.config.balance else inferred, self.steps)
-        parts = {**parts, **elbo_losses(inferred, inferred.kl.sum(1)).parts}
+        parts = {**parts, **elbo_losses(inferred).parts}
         if self.norms is not None:
             spectral = self.norms() + self.largest_scales()
             total, parts = total + self.config.spectral * spectral, {**parts, "spectral": spectral.detach()}

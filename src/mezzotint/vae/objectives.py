@@ -32,15 +32,18 @@ class Inferred(NamedTuple):
         return self.log_likelihood + self.log_ratio
 
 
-def elbo_losses(inferred: Inferred, penalty: Tensor) -> Losses:
-    """-ln p(x | z) + penalty, the mean over pictures; logged: both terms of the bound and the bound itself.
+def elbo_losses(inferred: Inferred, penalty: Tensor | None = None) -> Losses:
+    """-ln p(x | z) + penalty, the mean over pictures; logged: both terms of the bound, the bound, and the penalty.
 
-    penalty  (B,), what stands in place of the KL
+    penalty  (B,), what stands in place of the KL; None: the KL itself, which is then not logged twice
     """
+    instead = {} if penalty is None else {"penalty": penalty.mean()}
+    penalty = inferred.kl.sum(1) if penalty is None else penalty
     parts = {
         "reconstruction": -inferred.log_likelihood.mean(),
         "kl": inferred.kl.sum(1).mean(),
         "negative_elbo": -inferred.elbo.mean(),
+        **instead,
     }
     return Losses((penalty - inferred.log_likelihood).mean(), {name: value.detach() for name, value in parts.items()})
 
@@ -72,6 +75,8 @@ class ELBO(Config):
 
         step  how many steps were made before, ()
         """
+        if self == ELBO():
+            return elbo_losses(inferred)
         kl = inferred.kl.clamp_min(self.free_bits) if self.free_bits else inferred.kl
         warm = ((step + 1) / self.warmup_steps).clamp(max=1.0) if self.warmup_steps else 1.0
         return elbo_losses(inferred, self.beta * warm * kl.sum(1))
@@ -133,7 +138,7 @@ class ImportanceWeighted(Config):
             total = -(inner + (bound - inner).detach())
         else:
             total = -bound
-        parts = elbo_losses(inferred, inferred.kl.sum(1)).parts
+        parts = elbo_losses(inferred).parts
         return Losses(total, {**parts, "negative_bound": -bound.detach()})
 
 

@@ -41,7 +41,8 @@ def traverse(
     kl = cast("HasLatents", model).latents(seen).kl.flatten(1).mean(0)
     if len(kl) != code.numel():
         raise ConfigError(
-            f"a code of {code.numel()} numbers with {len(kl)} divergences cannot be traversed number by number"
+            f"a code of {code.numel()} numbers in {len(kl)} maps cannot be traversed number by number; interpolate"
+            " between two pictures instead"
         )
     chosen = kl.argsort(descending=True)[: min(dimensions, len(kl))]  # (R,)
     codes = code.flatten().repeat(len(chosen), len(values), 1)  # (R, V, D)
@@ -61,9 +62,11 @@ def interpolate(model: Model, first: Tensor, last: Tensor, steps: int = 9) -> Te
     """
     if steps < 2:
         raise ConfigError(f"between two pictures there are at least 2 steps, not {steps}")
-    start, end = (_encode(model, _one(picture)) for picture in (first, last))
+    if not isinstance(model, Encodes):
+        raise ConfigError(f"{type(model).__name__} has no code to walk through: it must encode and decode")
+    start, end = (model.encode(_one(picture).to(model.device)) for picture in (first, last))
     shares = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device).view(-1, *[1] * (start.dim() - 1))
-    return cast("Encodes", model).decode(start + shares * (end - start))
+    return model.decode(start + shares * (end - start))
 
 
 def _one(picture: Tensor) -> Tensor:
