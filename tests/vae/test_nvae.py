@@ -193,6 +193,15 @@ def test_balance_takes_from_groups_that_carry_little_and_ends_with_the_warm_up()
     assert torch.equal(made.balance(inferred).kl, inferred.kl)
 
 
+def test_what_bends_in_a_cell_is_swish():
+    """x sigmoid(x), twice in each cell of figure 3."""
+    config = model(8).config
+    for cell in (EncoderCell(config, 4, 4), DecoderCell(config, 4, 4)):
+        kinds = [type(layer) for layer in cell.branch if not list(layer.parameters())]
+        assert kinds.count(torch.nn.SiLU) == 2
+        assert set(kinds) <= {torch.nn.SiLU, torch.nn.Identity}
+
+
 def test_the_bound_is_logged_as_it_is_whatever_is_balanced():
     images = torch.randn(4, 1, 8, 8).sign()
     torch.manual_seed(1)

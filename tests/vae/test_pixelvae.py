@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from vae.quadrature import binary_pictures
 
 from mezzotint.autoregressive.pixelcnn import PixelCNNConfig
@@ -96,6 +97,12 @@ def test_the_cache_changes_nothing(truth, likelihood, channels):
     quick, slow = (model.draw(z, PictureRandom(range(3)), cached) for cached in (True, False))
     assert quick.shape == (3, channels, 6, 6)
     truth("pixelvae", "picture drawn with the cache", "without", (quick - slow).abs().max(), 1e-6)
+    cost = []
+    for cached in ((), (True,), (False,)):
+        with FlopCounterMode(display=False) as counter:
+            model.draw(z, PictureRandom(range(3)), *cached)
+        cost.append(counter.get_total_flops())
+    assert cost[0] == cost[1] < cost[2] / 2  # the fast way is the usual one
 
 
 def test_samples_show_the_picture_or_what_was_expected_of_each_pixel():

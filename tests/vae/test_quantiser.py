@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from vae.two_processes import in_two_processes
 
 from mezzotint.core.errors import ConfigError
@@ -49,6 +50,22 @@ def test_the_code_that_is_found_is_the_nearest(width, offset, truth):
     what = f"squared distance of the nearest of 1024 codes in {width} dimensions, offset {offset:g}, relative"
     truth("vq-vae", what, "every distance in float64", error, 1e-5)
     assert (codes == squares.argmin(1)).double().mean() > 0.999
+
+
+def test_the_matrix_of_distances_is_never_whole():
+    class Largest(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            for tensor in [found] if isinstance(found, torch.Tensor) else []:
+                self.seen = max(self.seen, tensor.untyped_storage().nbytes() // tensor.element_size())
+            return found
+
+    vectors, codebook = torch.randn(8192, 8), torch.randn(1024, 8)
+    with Largest() as largest:
+        nearest(vectors, codebook)
+    assert largest.seen <= SCORES == len(vectors) * len(codebook) // 8
 
 
 def test_one_vector_and_one_code_will_do():

@@ -285,6 +285,8 @@ def test_a_linear_classifier_learns_on_codes_that_stay_as_they_are():
     given = batch(12)
     given.images = given.images.float()
     model(given).total.backward()
+    other = Batch(given.images, given.labels, seeds=range(100, 112))
+    assert model(other).total != model(given).total  # codes are drawn, by each picture's seed
     assert all(p.grad is None for p in codes.parameters())
     assert all(p.grad.any() for p in model.linear.parameters())
     assert all(torch.equal(old, new) for old, new in zip(before, codes.parameters(), strict=True))

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import mezzotint as mz
 from mezzotint.autoregressive.pixelcnn import PixelCNNConfig
@@ -198,6 +199,12 @@ def test_the_fast_way_draws_what_the_slow_way_draws(kind, truth):
     model, labels = whole(kind, classes=4), torch.tensor([0, 1, 2, 3, 0, 1])
     fast, slow = (model.sample(6, labels=labels, seeds=3, cached=cached) for cached in (True, False))
     truth("vq-vae", f"samples, {kind} with a cache", "without", (fast - slow).abs().max(), 1e-6)
+    cost = []
+    for cached in ({}, {"cached": True}, {"cached": False}):
+        with FlopCounterMode(display=False) as counter:
+            model.sample(6, labels=labels, seeds=3, **cached)
+        cost.append(counter.get_total_flops())
+    assert cost[0] == cost[1] < cost[2]  # the fast way is the usual one
     assert torch.allclose(model.sample(1, labels=labels[2:3], seeds=5)[0], fast[2], atol=1e-6)
     assert model.sample(6, seeds=3).shape == fast.shape  # labels are drawn
     drawn = model.sample(6, labels=labels, seeds=3, pixels="drawn")
