@@ -3,7 +3,7 @@
 import pytest
 
 from mezzotint.core.batch import PictureSpec
-from mezzotint.systems import find
+from mezzotint.systems import find, parameter_counts
 
 CIFAR = PictureSpec(32, 3, tuple("0123456789"))
 PUBLISHED = {
@@ -43,6 +43,16 @@ PUBLISHED = {
 def test_the_published_model_is_what_its_paper_says(name):
     config = find(name).stages[-1].sizes["paper"](CIFAR)
     assert {choice: getattr(config, choice) for choice in PUBLISHED[name]} == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("ddpm", 35.7), ("improved-ddpm", 52.5), ("score-sde-vp", 61.8), ("edm", 55.7)],
+)  # fmt: skip
+def test_networks_for_cifar_have_their_number_of_parameters(truth, name, published):
+    """Ho et al. 2020, appendix B; Nichol and Dhariwal 2021, appendix A; Karras et al. 2022, table 7 (EDM's DDPM++)."""
+    (count,) = (sizes["paper"] for sizes in parameter_counts(find(name)).values())
+    truth(name, "parameters of the published network, millions", str(published), abs(count / 1e6 - published), 0.1)
 
 
 def test_a_consistency_model_and_dmd_learn_from_the_model_of_karras():
