@@ -76,6 +76,12 @@ def test_help_names_every_solver_and_grid():
     assert cli.GRIDS.split(", ") == list(GRIDS)
 
 
+def test_a_control_that_is_given_twice_is_refused(call, run, tmp_path):
+    code, _, said = call("sample", run / "flow", "--steps", 3, "--control", "steps=4", "--out", tmp_path / "a.png")
+    assert code == 1
+    assert "--steps is asked for twice" in said
+
+
 def test_several_numbers_are_one_control(call, run, tmp_path):
     for k, interval in enumerate(("0.2,0.8", "[0.2, 0.8]")):
         options = ("--steps", 3, "--guidance", 3, "--control", f"guidance_interval={interval}")

@@ -497,6 +497,8 @@ def _controls(model: Model, asked: dict[str, Any], others: list[str] | None = No
     known = set(inspect.signature(model.sample).parameters) - standard
     texts = {name.replace("-", "_"): text for name, text in _key_values(others or [], "--control").items()}
     given = {name: value for name, value in asked.items() if value is not None}
+    if twice := given.keys() & texts.keys():
+        raise ConfigError(f"--{min(twice)} is asked for twice; leave one of them away")
     for name in (*given, *texts):
         if name not in known:
             named = " and ".join(f"--{option}" for option in asked if option in known)

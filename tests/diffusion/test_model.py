@@ -306,6 +306,14 @@ def test_guidance_is_one_call_of_the_network_a_step_and_costs_nothing_outside_it
     assert sizes == [2] * 10
 
 
+def test_a_grid_that_does_not_begin_with_noise_is_refused():
+    """The only one of one leading step is that of the least noise: what is drawn from there is grey."""
+    for solver in ("ddim", "rk45"):
+        with pytest.raises(ConfigError, match=r"begin at t = 0\.001, .* use more steps, or the grid trailing"):
+            tiny().sample(1, steps=1, solver=solver, grid="leading")
+    assert tiny().sample(1, steps=1, grid="trailing").isfinite().all()
+
+
 def test_guidance_stays_on_where_churn_goes_beyond_the_last_time():
     """A state that got new noise is noisier than at t = 1, where a run begins."""
     model, seen = tiny(classes=3, **KARRAS), []
@@ -474,7 +482,7 @@ def test_labels_are_hidden_as_often_as_asked():
         ({"guidance": 1.0, "guidance_interval": (0.5, 0.2)}, "an earliest and a latest time"),
         ({"guidance_rescale": 2.0}, "between 0 and 1"),
         ({"solver": "ddim", "eta": 1.5}, "between 0 .deterministic. and 1 .ancestral., not 1.5"),
-        ({"solver": "ancestral", "eta": 0.5}, "eta belongs to the solver ddim, not to ancestral; leave eta away"),
+        ({"solver": "ancestral", "eta": 0.5}, "eta belongs to the solver ddim, not to ancestral; choose solver ddim"),
         ({"labels": [0, 1]}, "3 labels"),
         ({"captions": ["a shoe"] * 3}, "does not take captions; leave captions away"),
         ({"source": torch.ones(3, 1, 8, 8)}, "does not take source"),
@@ -551,7 +559,7 @@ def test_a_uniform_grid_has_as_many_steps_as_one_likes():
 def test_the_small_network_fits_many_sizes(size):
     model = DenoisingModel(DenoisingConfig(size, 1, network=small_unet(PictureSpec(size))))
     assert sum(p.numel() for p in model.parameters()) < (1e6 if size in (28, 32) else 5e6)
-    assert model.sample(1, steps=1).shape == (1, 1, size, size)
+    assert model.sample(1, steps=2).shape == (1, 1, size, size)
 
 
 @pytest.mark.parametrize("size", [28, 72, 224, 256, 512, 1024, 2048])

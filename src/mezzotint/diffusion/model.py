@@ -178,7 +178,8 @@ class DenoisingModel(Model):
         eta        of the solver "ddim": 0 deterministic, 1 ancestral
         callback   called with a `Step` at each step
 
-        Raises `ConfigError` for an unknown name, a label out of range, or a condition that the model does not take.
+        Raises `ConfigError` for an unknown name, a label out of range, a condition that the model does not take, or a
+        grid that does not begin with noise (one leading step).
         """
         refuse(captions=captions, source=source, mask=mask)
         strength = self.sampling_guidance(guidance, guidance_interval, guidance_rescale)
@@ -203,6 +204,11 @@ class DenoisingModel(Model):
         """
         c = self.config
         times = choose("grid", GRIDS, c.grid if grid is None else grid)(c.steps if steps is None else steps, self.path)
+        if times[0] < 0.5:
+            raise ConfigError(
+                f"these {len(times) - 1} steps begin at t = {float(times[0]):.3g}, where a picture is hardly noisy yet,"
+                " and not with noise; use more steps, or the grid trailing"
+            )
         random = PictureRandom(picture_seeds(n, seeds), self.device)
         wanted = self.sampling_labels(n, labels, random)
         noise = partial(random.normal, c.channels, c.image_size, c.image_size)
@@ -362,7 +368,7 @@ def choose_solver(wanted: str | Solver, eta: float | None = None) -> Solver:
     if eta is None:
         return choose("solver", SOLVERS, wanted)
     if wanted != "ddim":
-        raise ConfigError(f"eta belongs to the solver ddim, not to {wanted}; leave eta away")
+        raise ConfigError(f"eta belongs to the solver ddim, not to {wanted}; choose solver ddim, or leave eta away")
     if not 0 <= eta <= 1:
         raise ConfigError(f"eta lies between 0 (deterministic) and 1 (ancestral), not {eta}")
     return partial(ddim, eta=eta)
