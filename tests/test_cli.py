@@ -78,7 +78,7 @@ def test_help_names_every_solver_and_grid():
 
 def test_a_control_that_is_given_twice_is_refused(call, run, tmp_path):
     code, _, said = call("sample", run / "flow", "--steps", 3, "--control", "steps=4", "--out", tmp_path / "a.png")
-    assert code == 1
+    assert code == 2
     assert "--steps is asked for twice" in said
 
 
