@@ -135,8 +135,9 @@ def our_step(model: DenoisingModel, images: Tensor, labels: Tensor, precision: s
 
 SCHEDULERS: dict[str, tuple[str, Callable[[], Any]]] = {  # name: our grid, and theirs
     "ancestral": ("leading", lambda: diffusers.DDPMScheduler()),
+    "ancestral-large": ("leading", lambda: diffusers.DDPMScheduler(variance_type="fixed_large")),
     "ddim": ("leading", lambda: diffusers.DDIMScheduler()),
-    "heun": ("linspace", lambda: diffusers.HeunDiscreteScheduler()),
+    "edm": ("linspace", lambda: diffusers.HeunDiscreteScheduler()),  # both are Heun's in sigma / alpha
     "lms": ("linspace", lambda: diffusers.LMSDiscreteScheduler()),
     "dpm++2m": ("linspace", lambda: diffusers.DPMSolverMultistepScheduler()),
     "dpm++3m": ("linspace", lambda: diffusers.DPMSolverMultistepScheduler(solver_order=3)),
