@@ -1,4 +1,4 @@
-"""The chapter as code: a paper is a likelihood, a posterior, a prior and an objective."""
+"""The chapter as code: a paper is a way to code (posterior and prior), its networks, a likelihood and an objective."""
 
 from __future__ import annotations
 
