@@ -247,6 +247,22 @@ def test_a_model_trains_on_the_grid_of_its_step():
     assert seen == [3, 3, 3, 5, 5, 5, 9, 9, 9, 9]
 
 
+@pytest.mark.parametrize("made", [training, distillation])
+def test_the_log_says_from_which_quarter_of_the_grid_the_distance_comes(truth, made):
+    model, pictures = made(s0=4, growth="none"), batch(40)
+    parts = model(pictures).parts
+    quarters = [float(parts[f"distance/{q}"]) for q in (1, 2, 3, 4)]
+    truth(
+        "consistency models",
+        "distances of the quarters, relative",
+        "their sum",
+        abs(sum(quarters) / parts["distance"] - 1),
+        1e-6,
+    )
+    n = draw_intervals(pictures.random(), noise_levels(4, model.path, model.config.rho), model.config.times)
+    assert [quarter > 0 for quarter in quarters] == [q in (-(-4 * (n + 1) // 3)).tolist() for q in (1, 2, 3, 4)]
+
+
 def test_the_target_follows_ever_faster(truth):
     """mu(k) = exp(s0 ln mu0 / N(k)): mu0 at first, and closer to 1 on a finer grid."""
     grown = config(growth="root", s0=2, s1=150, total_steps=800_000, target_decay=0.9)

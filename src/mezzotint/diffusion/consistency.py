@@ -21,7 +21,7 @@ from ..core.model import Losses, Model, evaluating
 from ..nn.dit import DiTConfig
 from ..nn.ncsnpp import NCSNppConfig
 from ..nn.unet import UNetConfig
-from .model import noisy, pseudo_huber
+from .model import by_quarter, noisy, pseudo_huber
 from .paths import EDM
 from .predictions import DATA_STD, Denoiser, rows, unit
 from .solvers import Callback, Noise
@@ -124,7 +124,8 @@ class ConsistencyModel(Model):
     def forward(self, batch: Batch, player: str = "model") -> Losses:
         """The consistency loss; each picture's grid point and noise come from its own random numbers.
 
-        `distance` is the mean of d before weighting, `points` is N(k).
+        `distance` is the mean of d before weighting, and `distance/1` to `distance/4` are what the quarters of the
+        grid, from the picture to noise, add to it; `points` is N(k).
         """
         x, random = batch.images, batch.random()
         sigma = noise_levels(self.config.points(int(self.step)), self.path, self.config.rho)  # (N,)
@@ -133,7 +134,12 @@ class ConsistencyModel(Model):
         times = self.path.time_of(sigma)
         d = self.disagreement(x, z, times[n + 1], times[n], labels_of(batch, self.config.classes))
         weight = 1 / sigma.diff()[n] if self.config.weighting == "inverse-step" else torch.ones_like(sigma[n])
-        parts = {"distance": d.detach().mean(), "points": d.new_tensor(len(sigma))}
+        share = (n + 1) / (len(sigma) - 1)
+        parts = {
+            "distance": d.detach().mean(),
+            **by_quarter(d.detach(), share, "distance"),
+            "points": d.new_tensor(len(sigma)),
+        }
         return Losses((rows(weight, d) * d).mean(), parts)
 
     def disagreement(self, x: Tensor, z: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
