@@ -469,7 +469,12 @@ def _load(run: Path, accelerator: Accelerator) -> Model:
 
 
 def _name(model: Model) -> str:
-    return model.identity.system if model.identity else type(model).__name__
+    from .systems import find
+
+    if (who := model.identity) is None:
+        return type(model).__name__
+    last = find(who.system).stages[-1].name
+    return who.system if who.stage == last else f"the stage {who.stage} of {who.system}"
 
 
 def _key_values(pairs: list[str], option: str = "--set") -> dict[str, str]:
