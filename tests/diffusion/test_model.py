@@ -306,6 +306,29 @@ def test_guidance_is_one_call_of_the_network_a_step_and_costs_nothing_outside_it
     assert sizes == [2] * 10
 
 
+@pytest.mark.parametrize(
+    "wrong", [torch.zeros(2, 1, 9, 9), torch.zeros(2, 3, 8, 8), torch.zeros(1, 8, 8), torch.zeros(2, 1, 8, 8).byte()]
+)
+def test_what_is_no_picture_of_the_model_is_refused(wrong):
+    for ask in (tiny().encode, tiny().decode):
+        with pytest.raises(ConfigError, match=r"of the shape \(B, 1, 8, 8\), not .* convert or resize"):
+            ask(wrong, steps=2)
+
+
+@pytest.mark.parametrize("wrong", [[0.5, 1.7], torch.tensor([0.0, 1.0]), [True, False], ["a", "b"], [[0], [1, 2]]])
+def test_what_is_no_class_is_refused(wrong):
+    with pytest.raises(ConfigError, match=r"labels are .* from 0 to 2, not"):
+        tiny(classes=3).sample(2, labels=wrong, steps=2)
+
+
+def test_half_steps_and_three_ends_of_an_interval_are_refused():
+    for grid in ("karras", "uniform", "leading"):
+        with pytest.raises(ConfigError, match=r"a whole number of steps, at least 1 step, not 2\.7"):
+            tiny().sample(1, steps=2.7, grid=grid)
+    with pytest.raises(ConfigError, match=r"an earliest and a latest time within 0 and 1, not 0\.1, 0\.2, 0\.3"):
+        Guidance(1.0, (0.1, 0.2, 0.3))
+
+
 def test_a_grid_that_does_not_begin_with_noise_is_refused():
     """The only one of one leading step is that of the least noise: what is drawn from there is grey."""
     for solver in ("ddim", "rk45"):
