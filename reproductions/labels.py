@@ -19,6 +19,7 @@ import json
 import shutil
 import statistics
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -110,7 +111,8 @@ class Runs:
         settings = RunSettings(
             SYSTEMS[model], self.data, size=self.asked.size, budget=Budget(pictures), seed=seed, changes=changes
         )
-        train(settings, run, resume=True)
+        if train(settings, run, resume=True).interrupted:
+            sys.exit(f"{run} was interrupted; the same command goes on")
         if model != "M2" and not codes.exists():
             shutil.copytree(run / "codes", codes)
         return run
