@@ -73,8 +73,7 @@ def main() -> None:
     first, second = flows
     straighter = "straighter" if straight[second] < straight[first] else "**not** straighter"
     fewer = "better" if curves[second][1] < curves[first][1] else "**not** better"
-    gains = [steps for steps in STEPS if curves[second][steps] < curves[first][steps]]
-    worse = [steps for steps in STEPS if steps not in gains]
+    worse = [steps for steps in STEPS if curves[second][steps] >= curves[first][steps]]
     body = (
         "![trajectories](figure_69_trajectories.png)\n\nEight Euler steps, from left to right. Two samples of the"
         " 1-rectified flow, the same two of the 2-rectified flow; two sneakers on their way to a boot, and the same two"

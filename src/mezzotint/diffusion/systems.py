@@ -210,7 +210,8 @@ score_sde_vp = _score_sde(
 score_sde_ve = _score_sde(
     "ve", "Score-based model, variance-exploding SDE",
     "The picture stays as it is while noise grows until it drowns it: the continuous form of score matching with "
-    "Langevin dynamics. NCSN++ learns the score at every noise level, and a predictor and a corrector take turns.",
+    "Langevin dynamics. NCSN++ learns the score at every noise level, and a predictor and a corrector take turns. At "
+    "the small size it predicts as EDM does, and draws in ancestral steps.",
     small_ncsnpp, ncsnpp_config, replace(PAPER_SCORE, ema_half_life=88_700),
     # Unlike the paper, whose network learns the noise alone, under noise in all sizes: an error in that is fifty times
     # as large in the picture at first, and a laptop has not the time to make it small.

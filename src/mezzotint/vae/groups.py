@@ -136,8 +136,7 @@ class GroupedModel(CodedModel):
         kl = torch.cat([_places(group.kl).sum(2) for group in drawn], 1)
         places = torch.cat([torch.full(shape[:1], math.prod(shape[1:])) for shape in self.shapes])
         dimension = torch.arange(len(places)).repeat_interleave(places).to(kl.device)
-        means = torch.cat([mean.flatten(1) for mean in self._means(seen)], 1)
-        return Latents(means, kl, dimension=dimension)
+        return Latents(self._means(seen), kl, dimension=dimension)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -145,12 +144,12 @@ class GroupedModel(CodedModel):
 
         Where the posterior is a flow, it is what the flow makes of the mean that it begins with.
         """
-        return torch.cat([mean.flatten(1) for mean in self._means(self.recognise(Batch(images)))], 1)
+        return self._means(self.recognise(Batch(images)))
 
-    def _means(self, seen: tuple[Tensor, ...]) -> list[Tensor]:
-        """Each group without noise, of its shape."""
+    def _means(self, seen: tuple[Tensor, ...]) -> Tensor:
+        """Each group without noise, (B, sum of sizes)."""
         still = next(self.parameters()).new_zeros(len(seen[0]), self._width)
-        return [group.z for group in self._follow(seen, still)[1]]
+        return torch.cat([group.z.flatten(1) for group in self._follow(seen, still)[1]], 1)
 
     def _follow(self, seen: tuple[Tensor, ...], noise: Tensor) -> tuple[Tensor, list[Drawn]]:
         """Down by the posteriors of what was seen: the numbers for the pixels, and each group.

@@ -407,8 +407,8 @@ semi_supervised_m2 = System(
         # alpha: of grey levels the bound is twenty times as many nats as of the paper's black and white
         "small": lambda data: SemiSupervisedConfig(data.image_size, data.channels, len(data.classes), alpha=10.0),
         "paper": lambda data: SemiSupervisedConfig(
-            data.image_size, data.channels, len(data.classes), latent=50,
-            network=MLPConfig((500,), "softplus"), likelihood=BernoulliConfig(),
+            data.image_size, data.channels, len(data.classes), latent=50, network=MLPConfig((500,), "softplus"),
+            likelihood=BernoulliConfig(),
         ),
     }, paper=KINGMA_RECIPE),
     needs=frozenset({"labels"}),
@@ -580,9 +580,8 @@ ladder_vae = System(
         "small": lambda data: LadderConfig(data.image_size, data.channels, objective=ELBO(warmup_steps=100)),
         # Five levels, warmed up in 200 passes; layer normalisation in place of that of batches
         "paper": lambda data: LadderConfig(
-            data.image_size, data.channels, (64, 32, 16, 8, 4), (512, 256, 128, 64, 32),
-            MLPConfig((512,), "leaky"), "leaky", "layer", BernoulliConfig(),
-            ELBO(warmup_steps=200 * 60_000 // 256),
+            data.image_size, data.channels, (64, 32, 16, 8, 4), (512, 256, 128, 64, 32), MLPConfig((512,), "leaky"),
+            "leaky", "layer", BernoulliConfig(), ELBO(warmup_steps=200 * 60_000 // 256),
         ),
     }, LADDER_RECIPE),
 )  # fmt: skip
