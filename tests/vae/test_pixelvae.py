@@ -153,7 +153,9 @@ def test_what_the_pixelcnn_cannot_see_is_left_to_the_code():
     """9 bits are in such a picture. Who sees only the neighbours of a pixel pays for the colour twice: 10 bits."""
     objective = ELBO(warmup_steps=60)
     model = PixelVAE(
-        PixelVAEConfig(4, 1, 1, MLPConfig((16,)), BernoulliConfig(), objective, 4, PixelCNNConfig(8, 1, 3, 3, 8))
+        PixelVAEConfig(
+            4, 1, 1, MLPConfig((16,)), BernoulliConfig(), objective, features=4, pixelcnn=PixelCNNConfig(8, 1, 3, 3, 8)
+        )
     )
     assert model.reach == 1
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)

@@ -23,6 +23,8 @@ from mezzotint.training.run import RunSettings, train
 from mezzotint.training.schedule import Budget
 from mezzotint.vae.likelihoods import BernoulliConfig, GaussianPixelsConfig
 from mezzotint.vae.networks import ConvConfig, MLPConfig
+from mezzotint.vae.objectives import ELBO, Capacity
+from mezzotint.vae.posteriors import AuxiliaryPosteriorConfig
 from mezzotint.vae.semi_supervised import (
     CodeClassifier,
     CodeClassifierConfig,
@@ -55,8 +57,8 @@ def m1(size=2, latent=1, likelihood=None):
     return VAE(VAEConfig(size, 1, latent, TINY, likelihood or BernoulliConfig()))
 
 
-def stacked(std=0.3):
-    return shaken(StackedVAE(StackedConfig(CLASSES, labelled=6, latent=1, network=TINY), codes=m1()), std)
+def stacked(std=0.3, **choices):
+    return shaken(StackedVAE(StackedConfig(CLASSES, labelled=6, latent=1, network=TINY, **choices), codes=m1()), std)
 
 
 def batch(n=8, size=2, known=True):
@@ -224,6 +226,34 @@ def test_the_mean_loss_over_all_batches_is_the_objective_of_the_paper(truth, eve
     wrong = torch.nn.functional.cross_entropy(model.classify(images[known]), labels[known])
     error = abs(losses.mean() - (bounds.double().mean() + 0.7 * wrong))
     truth("semi-supervised-m2", f"mean loss, one in {every} labelled", "J^alpha / N (paper, eq. 9)", error, 3e-6)
+
+
+@pytest.mark.parametrize("objective", [ELBO(2.0, 4, 0.3), Capacity(3.0, 5.0, 4)], ids=["elbo", "capacity"])
+@pytest.mark.parametrize("made", [m2, stacked])
+def test_the_divergence_is_penalised_as_the_objective_says(truth, objective, made):
+    """alpha E[-ln q(y | x)] - ln p(x | y, z) + penalty(KL of class and code), after two steps."""
+    model, told = made(objective=objective), batch()
+    model.after_step(0), model.after_step(1)
+    found = model(told)
+    inferred, _ = model._learned(told)
+    if isinstance(objective, ELBO):
+        penalty = 2.0 * 3 / 4 * inferred.kl.clamp_min(0.3).sum(1).mean()
+    else:
+        penalty = 3.0 * (inferred.kl.sum(1) - 2.5).abs().mean()
+    expected = model.alpha * found.parts["classification"] - inferred.log_likelihood.mean() + penalty
+    truth("semi-supervised-vae", f"loss with the {objective.kind} objective, relative", "its terms",
+          (found.total / expected - 1).abs().detach(), 1e-14)  # fmt: skip
+    assert torch.allclose(found.parts["penalty"], penalty)
+
+
+def test_codes_of_another_posterior_than_a_gaussian_are_refused():
+    codes = VAE(VAEConfig(2, 1, 1, TINY, BernoulliConfig(), posterior=AuxiliaryPosteriorConfig(1, 4, (4,))))
+    for make in (
+        lambda: CodeClassifier(CodeClassifierConfig(CLASSES, 6), codes),
+        lambda: StackedVAE(StackedConfig(CLASSES, labelled=6, latent=1, network=TINY), codes=codes),
+    ):
+        with pytest.raises(ConfigError, match=r"posterior\.kind=gaussian"):
+            make()
 
 
 def test_pictures_without_labels_teach_the_classifier_too():

@@ -266,7 +266,7 @@ def test_sizes_fit_pictures_of_28_and_32_pixels(name, size, data):
         (lambda: model().sample(2, temperature=float("nan")), "0 or more, not nan"),
         (lambda: model().sample(2, labels=torch.tensor([0, 1])), "trained without labels"),
         (lambda: model().sample(2, source=batch(2).images), "does not take source"),
-        (lambda: model().elbo(batch().images, samples=0), "at least 1 sample of z, not 0"),
+        (lambda: model().elbo(batch().images, samples=0), "1, 2, 3, ... samples of z, not 0"),
     ],
 )
 def test_impossible_wishes_are_refused(make, complaint):

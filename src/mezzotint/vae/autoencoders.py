@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import refuse, refuse_labels
+from ..core.labels import given_pictures, refuse, refuse_labels
 from ..core.likelihood import Pixels
 from ..core.model import Losses, Model
 from .likelihoods import LikelihoodConfig, LogisticsConfig, check_pixels
@@ -157,7 +157,8 @@ class Coder(Model):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """f(x), (B, latent)."""
+        """f(x), (B, latent). Raises `ConfigError` for pictures of another kind."""
+        given_pictures(images, self.config.channels, self.config.image_size)
         codes: Tensor = self.encoder(images)
         return codes
 

@@ -243,7 +243,7 @@ class CVAE(VariationalModel):
     def forward(self, batch: Batch, player: str = "model") -> Losses:
         """The loss of the objective; with `hybrid` below 1 "prediction" is logged too, -ln p(y | x, z) of the prior."""
         many, seen, draws = self._repeated(batch, batch.random(), self.objective.samples)
-        losses, alpha = self.objective.losses(self.infer(many, seen, draws), self.steps), self.config.hybrid
+        losses, alpha = self._losses(self.infer(many, seen, draws), batch), self.config.hybrid
         if alpha == 1:
             return losses
         z = Gaussian(*seen[2:4]).at(draws.normal(self.config.latent))
@@ -334,12 +334,12 @@ class CVAE(VariationalModel):
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
         """E[y | x, E[z | x, y]], and x as it is."""
-        seen = self.recognise(Batch(images))
+        seen = self.recognise(self.given(images))
         numbers = self.generation(seen[0], seen[4], self.config.condition.seen(images))
         return self._completed(self.likelihood.mean(numbers), images)
 
     def latents(self, images: Tensor) -> Latents:
         """For the diagnosis of collapse: what y adds to x. Means are those of q(z | x, y) less those of p(z | x)."""
-        seen = self.recognise(Batch(images))
+        seen = self.recognise(self.given(images))
         posterior, prior = Gaussian(*seen[:2]), Gaussian(*seen[2:4])
         return Latents(posterior.mean - prior.mean, posterior.kl(prior))

@@ -213,6 +213,7 @@ class DRAW(CodedModel):
         means  of each step where each z_t before is its mean
         kl     given one draw of the steps before (picture k with seed k), right on average
         """
+        images = self.given(images).images
         draws = self.draws(PictureRandom(picture_seeds(len(images), seeds), images.device))
         noise = draws.normal(self.config.glimpses, self.config.latent)
         kl = [cast("Gaussian", step.posterior).kl() for step in self.paint(noise, images)]
@@ -221,6 +222,7 @@ class DRAW(CodedModel):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """The means of q(z_t | h_enc_t), each z_t before being its mean: (B, T, latent)."""
+        images = self.given(images).images
         return torch.stack([step.z for step in self.paint(self._at_means(images), images)], 1)
 
     @torch.no_grad()

@@ -130,7 +130,7 @@ class GroupedModel(CodedModel):
         means  of each number of a group given those of the groups above it, (B, sum of sizes)
         kl     given one draw of the groups above (picture k with seed k), right on average, summed over positions
         """
-        seen = self.recognise(Batch(images))
+        seen = self.recognise(self.given(images))
         random = PictureRandom(picture_seeds(len(images), seeds), images.device)
         _, drawn = self._follow(seen, self.draws(random).normal(self._width))
         kl = torch.cat([_places(group.kl).sum(2) for group in drawn], 1)
@@ -144,7 +144,7 @@ class GroupedModel(CodedModel):
 
         Where the posterior is a flow, it is what the flow makes of the mean that it begins with.
         """
-        return self._means(self.recognise(Batch(images)))
+        return self._means(self.recognise(self.given(images)))
 
     def _means(self, seen: tuple[Tensor, ...]) -> Tensor:
         """Each group without noise, (B, sum of sizes)."""

@@ -14,12 +14,12 @@ from ..autoregressive.choosing import check_temperature
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.codes import slerp
 from ..core.errors import ConfigError
-from ..core.labels import refuse, refuse_labels
+from ..core.labels import given_pictures, refuse, refuse_labels
 from ..core.likelihood import Pixels
 from ..core.model import Latents as Latents
 from ..core.model import Losses, Model
 from .likelihoods import Likelihood, check_pixels
-from .objectives import ImportanceWeighted, Inferred, ObjectiveConfig
+from .objectives import Constrained, ImportanceWeighted, Inferred, Lagrangian, ObjectiveConfig
 
 CHUNK = 50  # draws of z that go through the decoder together where a bound takes many
 PICTURES = 20  # of which draws go through together then
@@ -66,11 +66,13 @@ class VariationalModel(Model):
     objective   what is minimised, as `config.objective` says
     """
 
+    config: Any
     steps: Tensor
 
     def __init__(self, likelihood: Likelihood, objective: ObjectiveConfig) -> None:
         super().__init__()
         self.likelihood, self.objective = likelihood, objective
+        self.lagrangian = Lagrangian(objective) if isinstance(objective, Constrained) else None
         self.pixels: Pixels | None = likelihood.pixels
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -86,6 +88,16 @@ class VariationalModel(Model):
     def generate(self, n: int, draws: Draws, temperature: float = 1.0) -> Tensor:
         """Numbers for the pixels of n pictures, of z from the prior: (n, outputs, H, W)."""
 
+    def given(self, images: Tensor) -> Batch:
+        """A batch of pictures that somebody brings, (B, C, H, W). Raises `ConfigError` for those of another kind."""
+        given_pictures(images, *self.picture)
+        return Batch(images)
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """Channels and size of a picture."""
+        return self.config.channels, self.config.image_size
+
     def draws(self, random: PictureRandom, times: int = 1) -> Draws:
         """So many draws of each picture, in the precision of the networks."""
         return Draws(random, times, next(self.parameters()).dtype)
@@ -93,11 +105,20 @@ class VariationalModel(Model):
     def forward(self, batch: Batch, player: str = "model") -> Losses:
         """The loss of the objective. Logged: "reconstruction", "kl" and "negative_elbo", nats per picture."""
         many, seen, draws = self._repeated(batch, batch.random(), self.objective.samples)
-        return self.objective.losses(self.infer(many, seen, draws), self.steps)
+        return self._losses(self.infer(many, seen, draws), batch)
+
+    def _losses(self, inferred: Inferred, batch: Batch) -> Losses:
+        """What the objective makes of what was inferred of these pictures."""
+        if self.lagrangian is not None:
+            return self.lagrangian.losses(inferred, batch.images[0].numel())
+        assert not isinstance(self.objective, Constrained)
+        return self.objective.losses(inferred, self.steps)
 
     def after_step(self, step: int) -> None:
-        """Count the steps, by which weights of the terms rise."""
+        """Count the steps, by which weights of the terms rise; a constraint looks at how well it was met."""
         self.steps += 1
+        if self.lagrangian is not None:
+            self.lagrangian.after_step()
 
     @torch.no_grad()
     def elbo(self, images: Tensor, *, seeds: int | Sequence[int] = 0, samples: int = 1) -> Tensor:
@@ -109,16 +130,16 @@ class VariationalModel(Model):
                  estimate of ln p(x) that is too small on average by little. Memory does not grow with K, nor
                  then with B
 
-        Raises `ConfigError` for K below 1.
+        Raises `ConfigError` for a K that is no whole number of at least 1, or pictures of another kind.
         """
-        if samples < 1:
-            raise ConfigError(f"a bound takes at least 1 sample of z, not {samples}")
+        if not isinstance(samples, int) or samples < 1:
+            raise ConfigError(f"a bound takes 1, 2, 3, ... samples of z, not {samples}")
         seeds = picture_seeds(len(images), seeds)
         if samples > 1 and len(images) > PICTURES:
             starts = range(0, len(images), PICTURES)
             parts = [(images[k : k + PICTURES], seeds[k : k + PICTURES]) for k in starts]
             return torch.cat([self.elbo(part, seeds=its, samples=samples) for part, its in parts])
-        batch, random = Batch(images), PictureRandom(seeds, images.device)
+        batch, random = self.given(images), PictureRandom(seeds, images.device)
         if samples == 1:
             many, seen, draws = self._repeated(batch, random, 1)
             return self.infer(many, seen, draws).elbo
@@ -132,7 +153,7 @@ class VariationalModel(Model):
     @torch.no_grad()
     def divergence(self, images: Tensor, seeds: int | Sequence[int] = 0) -> Tensor:
         """KL(q || p) as the bound has it, nats, (B,): of the draw of seed k for picture k where it is an estimate."""
-        batch, random = Batch(images), PictureRandom(picture_seeds(len(images), seeds), images.device)
+        batch, random = self.given(images), PictureRandom(picture_seeds(len(images), seeds), images.device)
         return self.infer(batch, self.recognise(batch), self.draws(random)).kl.sum(1)
 
     @torch.no_grad()

@@ -38,6 +38,17 @@ def mlp(inputs: int, widths: tuple[int, ...], activation: Activation) -> nn.Sequ
     return nn.Sequential(*layers)
 
 
+def answering(inputs: int, widths: tuple[int, ...], outputs: int, activation: Activation) -> nn.Module:
+    """Hidden layers and a linear one: (B, inputs) -> (B, outputs)."""
+    return begin(nn.Sequential(mlp(inputs, widths, activation), nn.Linear(widths[-1], outputs)), activation)
+
+
+def check_widths(widths: tuple[int, ...], whose: str) -> None:
+    """Raises `ConfigError` where there is no layer, or one without neurons; `whose`: "an encoder has"."""
+    if not widths or min(widths) < 1:
+        raise ConfigError(f"{whose} at least one layer, each of at least 1 neuron, not {widths}")
+
+
 class Unit(nn.Module):
     """Pictures in [-1, 1] as most papers show them to neurons, in [0, 1]."""
 
@@ -58,8 +69,7 @@ class MLPConfig(Config):
     kind: Literal["mlp"] = "mlp"
 
     def __post_init__(self) -> None:
-        if not self.widths or min(self.widths) < 1:
-            raise ConfigError(f"an encoder has at least one layer, each of at least 1 neuron, not {self.widths}")
+        check_widths(self.widths, "an encoder has")
 
     def encoder(self, channels: int, image_size: int, outputs: int) -> nn.Module:
         """(B, C, H, W) -> (B, outputs)."""

@@ -354,7 +354,7 @@ class NVAE(GroupedModel):
         """
         many, seen, draws = self._repeated(batch, batch.random(), self.objective.samples)
         inferred = self.infer(many, seen, draws)
-        total, parts = self.objective.losses(self.balance(inferred) if self.config.balance else inferred, self.steps)
+        total, parts = self._losses(self.balance(inferred) if self.config.balance else inferred, batch)
         parts = {**parts, **elbo_losses(inferred).parts}
         if self.norms is not None:
             spectral = self.norms() + self.largest_scales()

@@ -1,4 +1,4 @@
-"""What is made of the two terms of the bound: all that beta-VAE, its capacity, free bits and IWAE change."""
+"""What is made of the two terms of the bound: all that beta-VAE, capacity, free bits, IWAE and a constraint change."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.errors import ConfigError
@@ -70,16 +70,20 @@ class ELBO(Config):
     def __post_init__(self) -> None:
         _not_negative(self, "beta", "warmup_steps", "free_bits")
 
-    def losses(self, inferred: Inferred, step: Tensor) -> Losses:
-        """The loss of `Inferred` with B rows.
+    def penalty(self, inferred: Inferred, step: Tensor) -> Tensor | None:
+        """What stands in place of the KL of each picture, (B,); None: nothing.
 
         step  how many steps were made before, ()
         """
         if self == ELBO():
-            return elbo_losses(inferred)
+            return None
         kl = inferred.kl.clamp_min(self.free_bits) if self.free_bits else inferred.kl
         warm = ((step + 1) / self.warmup_steps).clamp(max=1.0) if self.warmup_steps else 1.0
-        return elbo_losses(inferred, self.beta * warm * kl.sum(1))
+        return self.beta * warm * kl.sum(1)
+
+    def losses(self, inferred: Inferred, step: Tensor) -> Losses:
+        """The loss of `Inferred` with B rows; see `penalty`."""
+        return elbo_losses(inferred, self.penalty(inferred, step))
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,18 @@ class Capacity(Config):
     def __post_init__(self) -> None:
         _not_negative(self, "gamma", "most", "steps")
 
+    def capacity(self, step: Tensor) -> Tensor:
+        """C after so many steps, nats, ()."""
+        return self.most * (step / max(self.steps, 1)).clamp(max=1.0)
+
+    def penalty(self, inferred: Inferred, step: Tensor) -> Tensor:
+        """See `ELBO.penalty`."""
+        return self.gamma * (inferred.kl.sum(1) - self.capacity(step)).abs()
+
     def losses(self, inferred: Inferred, step: Tensor) -> Losses:
         """See `ELBO.losses`; C is logged beside."""
-        capacity = self.most * (step / max(self.steps, 1)).clamp(max=1.0)
-        total, parts = elbo_losses(inferred, self.gamma * (inferred.kl.sum(1) - capacity).abs())
-        return Losses(total, {**parts, "capacity": capacity.float()})
+        total, parts = elbo_losses(inferred, self.penalty(inferred, step))
+        return Losses(total, {**parts, "capacity": self.capacity(step).float()})
 
 
 @dataclass(frozen=True)
@@ -142,7 +153,105 @@ class ImportanceWeighted(Config):
         return Losses(total, {**parts, "negative_bound": -bound.detach()})
 
 
-ObjectiveConfig = ELBO | Capacity | ImportanceWeighted
+@dataclass(frozen=True)
+class Constrained(Config):
+    """-ln p(x | z) + beta KL(q || p), beta such that pictures are explained this well; see `multiplier`.
+
+    Source: Klushyn et al. 2019 (arXiv 1905.04982), section 2.2. Raises `ConfigError` for what cannot be.
+    """
+
+    most: float = 2.4  # kappa^2: -ln p(x | z) at most, on average, nats per channel of a pixel
+    begin: float = 0.1  # beta at the first step
+    least: float = 0.01  # of beta, above 0: a constraint that cannot be met is not to leave codes without a prior
+    rate: float = 1.0  # nu
+    slope: float = 3.0  # tau
+    memory: float = 0.99  # alpha: share of the moving average of -ln p(x | z) that survives a step
+    wait: bool = (
+        True  # beta, and a prior that is learned, stay as they are until the constraint is met for the first time
+    )
+    kind: Literal["constrained"] = "constrained"
+    samples: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.least <= self.begin:
+            raise ConfigError(
+                f"beta begins at {self.begin} and stays above {self.least}, which must be above 0 and not more"
+            )
+        if not 0 <= self.memory < 1:
+            raise ConfigError(f"memory is the share of an average that survives a step, not {self.memory}")
+        _not_negative(self, "rate", "slope")
+
+
+def multiplier(beta: Tensor, excess: Tensor, rate: float, slope: float) -> Tensor:
+    """Beta of the next step: falls where the constraint is broken, and comes to 1 where it is met.
+
+        beta <- beta exp(nu f(beta, e) e),    f = -1 for e > 0, else tanh(tau (beta - 1))
+
+    beta    the weight of the KL, ()
+    excess  e: by how much the moving average of the constrained term is above what is allowed, ()
+
+    At beta = 1 the Lagrangian is the evidence lower bound, and no other beta stays while the constraint is met.
+    Source: Klushyn et al. 2019 (arXiv 1905.04982), section 2.2 and algorithm 1.
+    """
+    f = torch.where(excess > 0, -torch.ones_like(beta), torch.tanh(slope * (beta - 1)))
+    return beta * torch.exp(rate * f * excess)
+
+
+class Lagrangian(nn.Module):
+    """What `Constrained` remembers from step to step.
+
+    beta     the weight of the KL, ()
+    average  the moving average of -ln p(x | z), nats per channel of a pixel, (); nan before the first step
+    met      whether the constraint was met once, or need not be waited for, ()
+    """
+
+    beta: Tensor
+    average: Tensor
+    met: Tensor
+
+    def __init__(self, objective: Constrained) -> None:
+        super().__init__()
+        self.objective = objective
+        self.register_buffer("beta", torch.tensor(objective.begin))
+        self.register_buffer("average", torch.tensor(torch.nan))
+        self.register_buffer("met", torch.tensor(not objective.wait))
+        self._sums: Tensor | None = None  # of this step's pictures: -ln p(x | z), and how many
+
+    @property
+    def waits(self) -> bool:
+        """Whether a learned prior is not to learn yet."""
+        return self.training and not bool(self.met)
+
+    def losses(self, inferred: Inferred, dimensions: int) -> Losses:
+        """The Lagrangian of `Inferred` with B rows, of pictures of so many numbers; beta is logged beside."""
+        if self.training:
+            error = -inferred.log_likelihood.detach() / dimensions
+            now = torch.stack([error.sum(), error.new_tensor(float(len(error)))])
+            self._sums = now if self._sums is None else self._sums + now
+        total, parts = elbo_losses(inferred, self.beta.to(inferred.kl.dtype) * inferred.kl.sum(1))
+        return Losses(total, {**parts, "beta": self.beta.clone()})
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Beta follows the moving average of -ln p(x | z), that of the pictures of all processes."""
+        if self._sums is None:
+            return
+        sums, self._sums = self._sums, None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        now = sums[0] / sums[1]
+        if not bool(now.isfinite()):  # of a batch whose step was skipped
+            return
+        c = self.objective
+        kept = now if bool(self.average.isnan()) else self.average
+        self.average.copy_(c.memory * kept + (1 - c.memory) * now)
+        excess = self.average - c.most
+        self.met |= excess < 0
+        if bool(self.met):
+            self.beta.copy_(multiplier(self.beta, excess, c.rate, c.slope).clamp_min(c.least))
+
+
+ObjectiveConfig = ELBO | Capacity | ImportanceWeighted | Constrained
 
 
 def importance_bound(log_weights: Tensor) -> Tensor:

@@ -107,11 +107,12 @@ class PixelVAEConfig(VAEConfig):
 class PixelVAE(VectorModel):
     """The decoder's last part is autoregressive (survey, eq. 20-21):
 
-        p(x | z) = prod_i p(x_i | x_1, ..., x_{i-1}, z),    z of N(0, I),
+        p(x | z) = prod_i p(x_i | x_1, ..., x_{i-1}, z),
 
-    with the posterior of a VAE. The code is upsampled to a map of the picture's size, and every layer of a gated
-    PixelCNN is told the map, or the code as it is. The PixelCNN alone could be all of p(x), and the code silent; but it
-    sees only as far as its layers reach, and what it does not see of the picture it can only know of the code.
+    with the prior and the posterior of a VAE. The code is upsampled to a map of the picture's size, and every layer of
+    a gated PixelCNN is told the map, or the code as it is. The PixelCNN alone could be all of p(x), and the code
+    silent; but it sees only as far as its layers reach, and what it does not see of the picture it can only know of
+    the code.
 
     Source: Gulrajani et al. 2016 (arXiv 1611.05013), of one level of latents.
     """
@@ -144,7 +145,7 @@ class PixelVAE(VectorModel):
 
     def generate(self, n: int, draws: Draws, temperature: float = 1.0) -> Tensor:
         """The numbers for the pixels of n pictures that are drawn for it, each of the pixels before it."""
-        z = temperature * draws.normal(self.config.latent)
+        z = self.prior.draw(draws, temperature)
         return self.numbers(self.draw(z, draws.random), z)
 
     @torch.no_grad()
@@ -190,7 +191,7 @@ class PixelVAE(VectorModel):
         refuse_labels(labels)
         refuse(captions=captions, source=source, mask=mask)
         random = PictureRandom(picture_seeds(n, seeds), self.device)
-        z = temperature * self.draws(random).normal(self.config.latent)
+        z = self.prior.draw(self.draws(random), temperature)
         images = self.draw(z, random)
         return images if pixels == "drawn" else self.likelihood.mean(self.numbers(images, z))
 

@@ -21,7 +21,8 @@ from .gaussian import LOG_2PI, Gaussian
 from .likelihoods import LikelihoodConfig, LogisticsConfig
 from .model import Draws, VariationalModel
 from .networks import ACTIVATIONS, ConvConfig, MLPConfig, NetworkConfig, begin, mlp
-from .objectives import ELBO, Inferred
+from .objectives import ELBO, Capacity, Inferred
+from .posteriors import GaussianPosterior
 from .vae import VAE
 
 PAIRS = 4096  # pairs of picture and class that go through the decoder together
@@ -50,6 +51,7 @@ class CodeClassifier(Model):
 
     def __init__(self, config: CodeClassifierConfig, codes: VAE) -> None:
         super().__init__()
+        _check_codes(codes)
         self.config = config
         self.codes = codes.requires_grad_(False)
         self.linear = nn.Linear(codes.config.latent, config.classes)
@@ -85,6 +87,7 @@ class SemiSupervisedConfig(Config):
     latent: int = 32  # dimensions of z
     network: NetworkConfig = field(default_factory=lambda: ConvConfig(channels=16))
     likelihood: LikelihoodConfig = field(default_factory=LogisticsConfig)
+    objective: ELBO | Capacity = field(default_factory=ELBO)  # of both bounds
 
     def __post_init__(self) -> None:
         _check_semi_supervised(self.classes, self.labelled, self.every, self.alpha, self.latent)
@@ -187,7 +190,8 @@ class SemiSupervised(VariationalModel):
         what is shown. A picture is labelled where its label is not -1.
 
         Logged: the terms of the bound as the batch has them, weighted, "classification" (-ln q(y | x)) and "accuracy"
-        of its labelled pictures. Raises `DataError` without labels.
+        of its labelled pictures. Another objective than the bound itself has its penalty in place of the KL, which is
+        logged beside. Raises `DataError` without labels.
         """
         labels = cast("Tensor", labels_of(batch, self.core.classes))
         known = labels >= 0
@@ -195,15 +199,21 @@ class SemiSupervised(VariationalModel):
         share = 1.0 if batch.weights is None or self.few_labels is None else 1 / self.few_labels.every
         inferred, logits = self._learned(batch)
         hits = F.cross_entropy(logits, labels.clamp_min(0), reduction="none") * known / share
-        bound = (weights * inferred.elbo).mean()
+        assert isinstance(self.objective, ELBO | Capacity)
+        penalty = self.objective.penalty(inferred, self.steps)
         parts = {
             "reconstruction": -(weights * inferred.log_likelihood).mean(),
             "kl": (weights * inferred.kl.sum(1)).mean(),
-            "negative_elbo": -bound,
+            "negative_elbo": -(weights * inferred.elbo).mean(),
             "classification": hits.mean(),
             "accuracy": ((logits.argmax(1) == labels) / share).mean(),
         }
-        total = self.alpha * hits.mean() - bound
+        total = self.alpha * hits.mean()
+        if penalty is None:
+            total = total + parts["negative_elbo"]
+        else:
+            parts["penalty"] = (weights * penalty).mean()
+            total = total + parts["reconstruction"] + parts["penalty"]
         return Losses(total, {name: value.detach() for name, value in parts.items()})
 
     @abstractmethod
@@ -282,7 +292,7 @@ class SemiSupervisedVAE(SemiSupervised):
     config: SemiSupervisedConfig
 
     def __init__(self, config: SemiSupervisedConfig) -> None:
-        super().__init__(config.likelihood.build(config.channels), ELBO())
+        super().__init__(config.likelihood.build(config.channels), config.objective)
         self.config, self.alpha = config, config.alpha
         self.few_labels = FewLabels(config.labelled, config.every)
         self.core = ClassAndCode(
@@ -320,6 +330,7 @@ class StackedConfig(Config):
     alpha: float = 0.1  # weight of the classifier's own term, in units of all N training pictures
     latent: int = 32  # dimensions of z2
     network: MLPConfig = field(default_factory=lambda: MLPConfig((256,), "softplus"))
+    objective: ELBO | Capacity = field(default_factory=ELBO)  # of both bounds
 
     def __post_init__(self) -> None:
         _check_semi_supervised(self.classes, self.labelled, self.every, self.alpha, self.latent)
@@ -338,7 +349,8 @@ class StackedVAE(SemiSupervised):
     config: StackedConfig
 
     def __init__(self, config: StackedConfig, codes: VAE) -> None:
-        super().__init__(codes.likelihood, ELBO())
+        super().__init__(codes.likelihood, config.objective)
+        _check_codes(codes)
         self.config, self.alpha = config, config.alpha
         self.few_labels = FewLabels(config.labelled, config.every)
         self.codes = codes.requires_grad_(False)
@@ -346,6 +358,11 @@ class StackedVAE(SemiSupervised):
         self.core = ClassAndCode(
             config.network, width, 1, config.classes, config.latent, 2 * width, _code_log_prob
         )  # fmt: skip
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """Those of M1."""
+        return self.codes.picture
 
     def recognise(self, batch: Batch) -> tuple[Tensor, ...]:
         """Mean and log-deviation of q(z1 | x)."""
@@ -392,6 +409,11 @@ class StackedVAE(SemiSupervised):
 def _code_log_prob(numbers: Tensor, codes: Tensor) -> Tensor:
     """ln p(z1 | y, z2), (B,): means and log-variances from the decoder, (B, 2 D, 1, 1)."""
     return Gaussian.of(numbers.flatten(1)).log_prob(codes.flatten(1))
+
+
+def _check_codes(codes: VAE) -> None:
+    if not isinstance(codes.inference, GaussianPosterior):
+        raise ConfigError("M1 draws its codes of one Gaussian for a picture; set posterior.kind=gaussian in its codes")
 
 
 def _check_classes(classes: int) -> None:

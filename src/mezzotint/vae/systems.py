@@ -1,4 +1,4 @@
-"""The chapter as code: a paper is a way to code (posterior and prior), its networks, a likelihood and an objective."""
+"""The chapter as code: a paper is its networks, a posterior, a prior, a likelihood and an objective."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ from .autoencoders import (
 from .cvae import CVAE, CVAEConfig
 from .draw import DRAW, DRAWConfig
 from .groups import halved
-from .hierarchical import HierarchicalConfig, HierarchicalVariationalModel
 from .iaf import IAFVAE, IAFConfig
 from .ladder import LadderConfig, LadderVAE
 from .likelihoods import BernoulliConfig, GaussianPixelsConfig, LogisticsConfig
 from .networks import ConvConfig, MLPConfig
 from .nvae import NVAE, NVAEConfig
-from .objectives import ELBO, Capacity, ImportanceWeighted
+from .objectives import ELBO, Capacity, Constrained, ImportanceWeighted
 from .pixelvae import PairsConfig, PixelVAE, PixelVAEConfig
+from .posteriors import AuxiliaryPosteriorConfig
+from .priors import HierarchicalPriorConfig
 from .quantiser import CodebookConfig
 from .semi_supervised import (
     CodeClassifier,
@@ -45,7 +46,6 @@ from .semi_supervised import (
 )
 from .vae import VAE, VAEConfig
 from .vdvae import CIFAR10, IMAGENET32, IMAGENET64, VDVAE, VDVAEConfig, fitted
-from .vhp import VHPVAE, ConstraintConfig, VHPConfig
 from .vq_vae import VQVAE, VQVAEConfig, VQVAEPrior, VQVAEPriorConfig
 
 # A few minutes on a core of a laptop. Small batches and a high rate: after so few minutes it is the number of steps
@@ -332,8 +332,8 @@ pixelvae = System(
         # without their weight normalisation, and with half-linear units for the gates of the two layers at the end
         "paper": lambda data: PixelVAEConfig(
             data.image_size, data.channels, 16, PairsConfig(),
-            BernoulliConfig() if data.channels == 1 else LogisticsConfig(10), ELBO(warmup_steps=10_000), 0,
-            PixelCNNConfig(width=16, layers=13, first_kernel=7, kernel=5, head=16),
+            BernoulliConfig() if data.channels == 1 else LogisticsConfig(10), ELBO(warmup_steps=10_000), features=0,
+            pixelcnn=PixelCNNConfig(width=16, layers=13, first_kernel=7, kernel=5, head=16),
         ),
     }, GULRAJANI_RECIPE),
 )  # fmt: skip
@@ -528,12 +528,12 @@ hierarchical_variational_model = System(
         "The posterior of the code has a latent variable of its own, so that it is a mixture without end and its "
         "dimensions may depend on each other; an auxiliary network that guesses how each was drawn keeps the bound."
     ),
-    stages=_one_stage(HierarchicalVariationalModel, {
-        "small": lambda data: HierarchicalConfig(data.image_size, data.channels),
+    stages=_one_stage(VAE, {
+        "small": lambda data: VAEConfig(data.image_size, data.channels, posterior=AuxiliaryPosteriorConfig()),
         # The paper's models are of counts; its posterior here is of the code of Burda et al.
-        "paper": lambda data: HierarchicalConfig(
-            data.image_size, data.channels, 50, 50, MLPConfig((200,), "tanh", unit=True), 200, (200,), "tanh",
-            BernoulliConfig(),
+        "paper": lambda data: VAEConfig(
+            data.image_size, data.channels, 50, MLPConfig((200,), "tanh", unit=True), BernoulliConfig(),
+            posterior=AuxiliaryPosteriorConfig(50, 200, (200,), "tanh"),
         ),
     }),
 )  # fmt: skip
@@ -598,15 +598,16 @@ vhp_vae = System(
         "The prior of the code is itself made of a smaller code, and learned, so that codes need not be pressed into a "
         "ball. How well pictures must be explained is a constraint; the weight of the KL follows it, and comes to one."
     ),
-    stages=_one_stage(VHPVAE, {
-        "small": lambda data: VHPConfig(
+    stages=_one_stage(VAE, {
+        "small": lambda data: VAEConfig(
             data.image_size, data.channels,
-            constraint=ConstraintConfig(most=2.9, begin=0.2, least=0.1, memory=0.9, hold_prior=False),
+            objective=Constrained(most=2.9, begin=0.2, least=0.1, memory=0.9, wait=False),
+            prior=HierarchicalPriorConfig(),
         ),
         # Networks, constraint and recipe are ours
-        "paper": lambda data: VHPConfig(
-            data.image_size, data.channels, 32, 32, 16, MLPConfig((256, 256), "relu"), (256, 256), "relu",
-            BernoulliConfig(), ConstraintConfig(most=0.08, begin=0.01),
+        "paper": lambda data: VAEConfig(
+            data.image_size, data.channels, 32, MLPConfig((256, 256), "relu", unit=True), BernoulliConfig(),
+            Constrained(most=0.08, begin=0.01), prior=HierarchicalPriorConfig(32, 16, (256, 256), "relu"),
         ),
     }),
 )  # fmt: skip

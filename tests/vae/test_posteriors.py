@@ -10,30 +10,34 @@ from vae.quadrature import Given, binary_pictures, hermite, likelihood_of
 
 from mezzotint.core.batch import Batch
 from mezzotint.core.errors import ConfigError
-from mezzotint.core.model import abilities
 from mezzotint.vae.gaussian import Gaussian
-from mezzotint.vae.hierarchical import HierarchicalConfig, HierarchicalVariationalModel
 from mezzotint.vae.likelihoods import BernoulliConfig
 from mezzotint.vae.model import Draws
 from mezzotint.vae.networks import ConvConfig, MLPConfig
 from mezzotint.vae.objectives import ImportanceWeighted
+from mezzotint.vae.posteriors import AuxiliaryPosteriorConfig
+from mezzotint.vae.vae import VAE, VAEConfig
 
 
-def small(**choices) -> HierarchicalVariationalModel:
+def small(latent: int = 1, context: int = 1, **choices) -> VAE:
     given = {
-        "image_size": 2, "latent": 1, "context": 1, "network": MLPConfig((8,), "tanh"), "features": 6, "widths": (8,),
-        "activation": "tanh", "likelihood": BernoulliConfig(),
+        "image_size": 2, "latent": latent, "network": MLPConfig((8,), "tanh"), "likelihood": BernoulliConfig(),
+        "posterior": AuxiliaryPosteriorConfig(context, 6, (8,), "tanh"),
     }  # fmt: skip
-    return HierarchicalVariationalModel(HierarchicalConfig(**{**given, **choices})).double()
+    return VAE(VAEConfig(**{**given, **choices})).double()
 
 
-def wide() -> HierarchicalVariationalModel:
+def wide() -> VAE:
     """Pictures that differ, and a posterior wider than the prior with a narrower r, so that weights are bounded."""
     model = small()
     with torch.no_grad():
         for parameter in model.decoder.parameters():
             parameter.mul_(2.0)
-        for network, log_variance in ((model.of_context, 0.5), (model.of_z, 0.5), (model.back, 0.0)):
+        for network, log_variance in (
+            (model.inference.of_context, 0.5),
+            (model.inference.of_z, 0.5),
+            (model.inference.back, 0.0),
+        ):
             network[-1].weight.mul_(torch.tensor([[0.4], [0.0]]))
             network[-1].bias[1] = log_variance
     return model
@@ -51,7 +55,7 @@ class Answer(nn.Module):
         return torch.cat([mean, self.log_variance.expand_as(mean)], 1)
 
 
-def linear(exact: bool = True) -> tuple[HierarchicalVariationalModel, torch.Tensor, torch.Tensor, torch.Tensor]:
+def linear(exact: bool = True) -> tuple[VAE, torch.Tensor, torch.Tensor, torch.Tensor]:
     """lambda ~ N(a(x), s^2), z = B lambda + c + t noise; r the exact posterior of lambda, or one that looks away.
 
     Returns also B (2,), c (2,) and t^2 (2,).
@@ -60,15 +64,17 @@ def linear(exact: bool = True) -> tuple[HierarchicalVariationalModel, torch.Tens
     b, c, t2 = (torch.tensor(v, dtype=torch.float64) for v in ((1.5, -0.8), (0.2, 0.1), (0.5, 0.3)))
     s2 = torch.tensor(0.7, dtype=torch.float64)
     mean = nn.Linear(6, 1).double()
-    model.of_context = Answer(mean, s2.log())
-    model.of_z = Answer(lambda context: context * b + c, t2.log())
+    model.inference.of_context = Answer(mean, s2.log())
+    model.inference.of_z = Answer(lambda context: context * b + c, t2.log())
     precision = 1 / s2 + (b**2 / t2).sum()
 
     def back(inputs):
         z, features = inputs[:, :2], inputs[:, 2:]
         return (mean(features)[:, 0] / s2 + ((z - c) * b / t2).sum(1))[:, None] / precision
 
-    model.back = Answer(back, -precision.log()) if exact else Answer(lambda inputs: mean(inputs[:, 2:]), s2.log())
+    model.inference.back = (
+        Answer(back, -precision.log()) if exact else Answer(lambda inputs: mean(inputs[:, 2:]), s2.log())
+    )
     return model, b, c, t2
 
 
@@ -117,8 +123,10 @@ def averages(model, x, points: int = 60):
         seen = model.recognise(many)
         inferred = model.infer(many, seen, Given(e, f))
         about = Gaussian(*(part[:1] for part in seen[1:]))
-        z = Gaussian.of(model.of_z(Gaussian(*seen[1:]).at(e))).at(f)
-        component = Gaussian.of(model.of_z(about.mean + about.log_std.exp() * values[:, None]))  # q(z | lambda_k)
+        z = Gaussian.of(model.inference.of_z(Gaussian(*seen[1:]).at(e))).at(f)
+        component = Gaussian.of(
+            model.inference.of_z(about.mean + about.log_std.exp() * values[:, None])
+        )  # q(z | lambda_k)
         log_q = -0.5 * ((z - component.mean.T) / component.log_std.exp().T) ** 2 - component.log_std.T
         log_q = torch.logsumexp(weights.log() + log_q - 0.5 * torch.log(torch.tensor(2 * torch.pi)).double(), 1)
         elbo = inferred.log_likelihood + Gaussian.standard(z).log_prob(z) - log_q
@@ -181,24 +189,27 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_halves(truth):
 
 
 def test_pictures_in_colour_are_encoded_decoded_and_diagnosed():
-    config = HierarchicalConfig(8, 3, 4, 3, ConvConfig(4, 2, 16), 12)
-    model, x = HierarchicalVariationalModel(config), torch.rand(2, 3, 8, 8)
+    config = VAEConfig(8, 3, 4, ConvConfig(4, 2, 16), posterior=AuxiliaryPosteriorConfig(3, 12))
+    model, x = VAE(config), torch.rand(2, 3, 8, 8)
     assert model.sample(2).shape == (2, 3, 8, 8)
     assert torch.equal(model.reconstruct(x), model.decode(model.latents(x).means))
     assert model.latents(x).kl.shape == (2, 4)
-    assert HierarchicalConfig.from_dict(config.to_dict()) == config
-    assert {"sample", "elbo", "encode and decode", "reconstruct"} <= set(abilities(HierarchicalVariationalModel))
+    assert VAEConfig.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize(
     ("choices", "complaint"),
     [
-        ({"latent": 0}, "latent"),
         ({"context": 0}, "context"),
-        ({"widths": ()}, "at least one layer"),
-        ({"objective": ImportanceWeighted(3, "doubly")}, "doubly"),
+        ({"features": 0}, "features"),
+        ({"widths": ()}, "the posterior's networks have at least one layer"),
     ],
 )
-def test_choices_that_cannot_be_are_refused(choices, complaint):
+def test_posteriors_that_cannot_be_are_refused(choices, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        small(**choices)
+        AuxiliaryPosteriorConfig(**choices)
+
+
+def test_a_posterior_of_two_draws_has_no_doubly_reparameterised_gradient():
+    with pytest.raises(ConfigError, match="doubly"):
+        small(objective=ImportanceWeighted(3, "doubly"))

@@ -12,37 +12,39 @@ from vae.quadrature import Given, binary_pictures, hermite, likelihood_of
 
 from mezzotint.core.batch import Batch
 from mezzotint.core.errors import ConfigError
-from mezzotint.core.model import abilities
 from mezzotint.vae.gaussian import Gaussian
 from mezzotint.vae.likelihoods import BernoulliConfig, GaussianPixelsConfig
 from mezzotint.vae.networks import ConvConfig, MLPConfig
-from mezzotint.vae.objectives import ELBO, ImportanceWeighted
-from mezzotint.vae.vhp import VHPVAE, ConstraintConfig, VHPConfig, multiplier
+from mezzotint.vae.objectives import ELBO, Constrained, ImportanceWeighted, multiplier
+from mezzotint.vae.priors import HierarchicalPriorConfig
+from mezzotint.vae.vae import VAE, VAEConfig
+
+PRIOR = HierarchicalPriorConfig(1, 4, (8,), "tanh")
 
 
-def small(**choices) -> VHPVAE:
+def small(**choices) -> VAE:
     given = {
-        "image_size": 2, "latent": 1, "context": 1, "draws": 4, "network": MLPConfig((8,), "tanh"), "widths": (8,),
-        "activation": "tanh", "likelihood": BernoulliConfig(), "constraint": None,
+        "image_size": 2, "latent": 1, "network": MLPConfig((8,), "tanh"), "likelihood": BernoulliConfig(),
+        "prior": PRIOR,
     }  # fmt: skip
-    return VHPVAE(VHPConfig(**{**given, **choices})).double()
+    return VAE(VAEConfig(**{**given, **choices})).double()
 
 
-def curved() -> VHPVAE:
+def curved() -> VAE:
     """A prior that is far from Gaussian."""
     model = small()
     with torch.no_grad():
-        for part in (model.prior["generate"], model.decoder):
+        for part in (model.prior.generate, model.decoder):
             for parameter in part.parameters():
                 parameter.mul_(2.0)
-        model.prior["generate"][-1].bias[1] = -1.0
+        model.prior.generate[-1].bias[1] = -1.0
     return model
 
 
-def log_density(model: VHPVAE, z: torch.Tensor) -> torch.Tensor:
+def log_density(model: VAE, z: torch.Tensor) -> torch.Tensor:
     """ln p(z) = ln E[p(z | zeta)] by quadrature over a 1-D zeta, (B,)."""
     values, weights = hermite(100)
-    of_z = Gaussian.of(model.prior["generate"](values[:, None]))
+    of_z = Gaussian.of(model.prior.generate(values[:, None]))
     rows = [weights.log() + of_z.log_prob(one.expand(100, 1)) for one in z]
     return torch.logsumexp(torch.stack(rows), 1)
 
@@ -59,11 +61,11 @@ class Answer(nn.Module):
         return torch.cat([mean, self.raw.expand_as(mean)], 1)
 
 
-def linear(a=1.3, b=0.4, s2=0.5) -> tuple[VHPVAE, torch.distributions.Normal]:
+def linear(a=1.3, b=0.4, s2=0.5) -> tuple[VAE, torch.distributions.Normal]:
     """p(z | zeta) = N(a zeta + b, s^2), zeta inferred by its exact posterior; and p(z) = N(b, a^2 + s^2)."""
     model = small()
-    model.prior["generate"] = Answer(a, b, s2)
-    model.prior["infer"] = Answer(a / (a**2 + s2), -a * b / (a**2 + s2), s2 / (a**2 + s2))
+    model.prior.generate = Answer(a, b, s2)
+    model.prior.infer = Answer(a / (a**2 + s2), -a * b / (a**2 + s2), s2 / (a**2 + s2))
     mean, std = (torch.tensor(v, dtype=torch.float64) for v in (b, (a**2 + s2) ** 0.5))
     return model, torch.distributions.Normal(mean, std)
 
@@ -72,25 +74,27 @@ def linear(a=1.3, b=0.4, s2=0.5) -> tuple[VHPVAE, torch.distributions.Normal]:
 @pytest.mark.parametrize("hold", [True, False])
 def test_an_error_that_is_no_number_is_not_remembered(bad, hold):
     """The step of such a batch is skipped, and the weight of the KL goes on from where it was."""
-    constraint = ConstraintConfig(most=0.5, begin=0.2, least=0.1, hold_prior=hold)
-    model = small(constraint=constraint, likelihood=GaussianPixelsConfig()).train()
+    constraint = Constrained(most=0.5, begin=0.2, least=0.1, wait=hold)
+    model = small(objective=constraint, likelihood=GaussianPixelsConfig()).train()
     images = binary_pictures()[:4]
     for step in range(3):
         model(Batch(images, seeds=range(4)))
         model.after_step(step)
-    before = model.beta.clone(), model.average.clone()
+    before = model.lagrangian.beta.clone(), model.lagrangian.average.clone()
     poisoned = images.clone()
     poisoned[0, 0, 0, 0] = bad
     model(Batch(poisoned, seeds=range(4)))
     model.after_step(3)
-    assert torch.equal(model.beta, before[0])
-    assert torch.equal(model.average, before[1])
+    assert torch.equal(model.lagrangian.beta, before[0])
+    assert torch.equal(model.lagrangian.average, before[1])
 
 
 def test_the_networks_of_the_prior_have_the_activation_that_was_asked_for():
     kinds = {"tanh": nn.Tanh, "relu": nn.ReLU}
     for name, kind in kinds.items():
-        found = {type(module) for module in small(activation=name).prior.modules()} & set(kinds.values())
+        found = {
+            type(module) for module in small(prior=HierarchicalPriorConfig(1, 4, (8,), name)).prior.modules()
+        } & set(kinds.values())
         assert found == {kind}
 
 
@@ -98,7 +102,7 @@ def test_the_density_is_exact_where_zeta_is_inferred_exactly(truth):
     """With the posterior of zeta, every draw says ln N(z; b, a^2 + s^2)."""
     model, marginal = linear()
     z = torch.randn(50, 1).double()
-    error = (model.log_prior(z, torch.randn(50, 3, 1).double()) - marginal.log_prob(z)[:, 0]).abs().max()
+    error = (model.prior.log_prob(z, torch.randn(50, 3, 1).double()) - marginal.log_prob(z)[:, 0]).abs().max()
     truth("vhp-vae", "ln p(z), exact q(zeta | z), nats", "the marginal Gaussian", error, 1e-14)
 
 
@@ -121,10 +125,12 @@ def test_the_density_is_bounded_from_below_and_the_bound_rises_with_draws(truth)
     with torch.no_grad():
         exact = log_density(model, z)
         values, weights = hermite(100)
-        one = model.log_prior(z.repeat_interleave(100, 0), values.repeat(5)[:, None, None]).view(5, 100)
+        one = model.prior.log_prob(z.repeat_interleave(100, 0), values.repeat(5)[:, None, None]).view(5, 100)
         single = (weights * one).sum(1)  # E over the one draw of zeta, exactly
-        sixteen = model.log_prior(z.repeat_interleave(4000, 0), torch.randn(20_000, 16, 1).double()).view(5, -1).mean(1)
-        many = model.log_prior(z, torch.randn(5, 40_000, 1).double())
+        sixteen = (
+            model.prior.log_prob(z.repeat_interleave(4000, 0), torch.randn(20_000, 16, 1).double()).view(5, -1).mean(1)
+        )
+        many = model.prior.log_prob(z, torch.randn(5, 40_000, 1).double())
     assert (single < sixteen).all()
     assert (sixteen < exact).all()
     truth("vhp-vae", "ln p(z) of 40,000 draws of zeta, nats", "quadrature", (many - exact).abs().max(), 0.03)
@@ -182,8 +188,8 @@ def test_beta_falls_while_the_constraint_is_broken_and_comes_to_one_where_it_is_
 
 def test_beta_follows_the_average_over_all_parts_of_a_step(truth):
     """Two parts of a batch before one step are one batch; the average is that of nats per pixel."""
-    constraint = ConstraintConfig(most=0.2, begin=0.5, memory=0.9, hold_prior=False)
-    model, x = small(constraint=constraint).train(), binary_pictures()
+    constraint = Constrained(most=0.2, begin=0.5, memory=0.9, wait=False)
+    model, x = small(objective=constraint).train(), binary_pictures()
     whole = Batch(x, seeds=range(16))
     other = copy.deepcopy(model)
     first = model(whole)
@@ -193,54 +199,60 @@ def test_beta_follows_the_average_over_all_parts_of_a_step(truth):
     other(whole[:4]), other(whole[4:])
     other.after_step(0)
     nats = first.parts["reconstruction"] / 4
-    truth("vhp-vae", "moving average after one step", "nats per pixel", (model.average - nats).abs(), 1e-15)
-    truth("vhp-vae", "beta after parts of a batch", "of the batch", (model.beta - other.beta).abs(), 1e-15)
+    truth("vhp-vae", "moving average after one step", "nats per pixel", (model.lagrangian.average - nats).abs(), 1e-15)
+    truth(
+        "vhp-vae",
+        "beta after parts of a batch",
+        "of the batch",
+        (model.lagrangian.beta - other.lagrangian.beta).abs(),
+        1e-15,
+    )
     expected = multiplier(torch.tensor(0.5).double(), nats - 0.2, 1.0, 3.0)
-    truth("vhp-vae", "beta after one step", "its formula", (model.beta - expected).abs(), 1e-15)
-    assert model.beta < 0.5
+    truth("vhp-vae", "beta after one step", "its formula", (model.lagrangian.beta - expected).abs(), 1e-15)
+    assert model.lagrangian.beta < 0.5
     second = model(whole[:8]).parts["reconstruction"] / 4
     model.after_step(1)
-    error = (model.average - 0.9 * nats - 0.1 * second).abs()
+    error = (model.lagrangian.average - 0.9 * nats - 0.1 * second).abs()
     truth("vhp-vae", "moving average after two steps", "0.9 of the old and 0.1 of the new", error, 1e-15)
     assert model.steps == 2
 
 
 def test_the_prior_waits_until_the_constraint_is_met_but_codes_feel_it():
-    model, whole = small(constraint=ConstraintConfig(most=0.0)).train(), Batch(binary_pictures(), seeds=range(16))
+    model, whole = small(objective=Constrained(most=0.0)).train(), Batch(binary_pictures(), seeds=range(16))
     model(whole).total.backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.prior.parameters())
     held = [p.grad.clone() for p in model.encoder.parameters()]
-    begun = model.beta.clone()
+    begun = model.lagrangian.beta.clone()
     model.after_step(0)
-    assert not model.met
-    assert model.beta == begun
-    model.met.fill_(True)
+    assert not model.lagrangian.met
+    assert model.lagrangian.beta == begun
+    model.lagrangian.met.fill_(True)
     model.zero_grad()
     model(whole).total.backward()
     assert all(p.grad.any() for p in model.prior.parameters())
     assert all(torch.allclose(p.grad, g) for p, g in zip(model.encoder.parameters(), held, strict=True))
-    met = small(constraint=ConstraintConfig(most=100.0)).train()
+    met = small(objective=Constrained(most=100.0)).train()
     met(whole)
     met.after_step(0)
-    assert met.met
-    assert met.beta > 0.1
+    assert met.lagrangian.met
+    assert met.lagrangian.beta > 0.1
 
 
 def test_a_constraint_that_cannot_be_met_leaves_some_weight_on_the_prior():
-    model = small(constraint=ConstraintConfig(most=-5.0, begin=0.5, least=0.3, hold_prior=False)).train()
+    model = small(objective=Constrained(most=-5.0, begin=0.5, least=0.3, wait=False)).train()
     model(Batch(binary_pictures()))
     model.after_step(0)
-    assert float(model.beta) == pytest.approx(0.3)
+    assert float(model.lagrangian.beta) == pytest.approx(0.3)
 
 
 def test_looking_at_held_out_pictures_moves_nothing():
-    model = small(constraint=ConstraintConfig()).eval()
+    model = small(objective=Constrained()).eval()
     model(Batch(binary_pictures()))
     model.elbo(binary_pictures())
     before = model.state_dict()
     model.after_step(0)
-    assert model.average.isnan()
-    assert model.beta == before["beta"]
+    assert model.lagrangian.average.isnan()
+    assert model.lagrangian.beta == before["lagrangian.beta"]
 
 
 def test_without_a_constraint_every_objective_will_do(truth):
@@ -253,29 +265,31 @@ def test_without_a_constraint_every_objective_will_do(truth):
 
 
 def test_pictures_in_colour_are_encoded_decoded_and_diagnosed():
-    config = VHPConfig(8, 3, 4, 2, 3, ConvConfig(4, 2, 16), (8,))
-    model, x = VHPVAE(config), torch.rand(2, 3, 8, 8)
+    config = VAEConfig(8, 3, 4, ConvConfig(4, 2, 16), prior=HierarchicalPriorConfig(2, 3, (8,)))
+    model, x = VAE(config), torch.rand(2, 3, 8, 8)
     assert model.sample(2).shape == (2, 3, 8, 8)
     assert torch.equal(model.reconstruct(x), model.decode(model.encode(x)))
     found = model.latents(x)
     assert found.means.shape == found.kl.shape == (2, 4)
-    assert VHPConfig.from_dict(config.to_dict()) == config
-    assert VHPConfig.from_dict({**config.to_dict(), "constraint": None}).constraint is None
-    assert {"sample", "elbo", "encode and decode", "reconstruct"} <= set(abilities(VHPVAE))
+    assert VAEConfig.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize(
     ("choices", "complaint"),
     [
         ({"draws": 0}, "draws"),
-        ({"widths": ()}, "at least one layer"),
-        ({"objective": ImportanceWeighted(3, "doubly")}, "doubly"),
-        ({"objective": ELBO(beta=2.0), "constraint": ConstraintConfig()}, "plain bound"),
+        ({"context": 0}, "context"),
+        ({"widths": ()}, "the prior's networks have at least one layer"),
     ],
 )
-def test_choices_that_cannot_be_are_refused(choices, complaint):
+def test_priors_that_cannot_be_are_refused(choices, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        small(**choices)
+        HierarchicalPriorConfig(**choices)
+
+
+def test_a_density_that_is_an_estimate_has_no_doubly_reparameterised_gradient():
+    with pytest.raises(ConfigError, match="doubly"):
+        small(objective=ImportanceWeighted(3, "doubly"))
 
 
 @pytest.mark.parametrize(
@@ -284,4 +298,4 @@ def test_choices_that_cannot_be_are_refused(choices, complaint):
 )
 def test_constraints_that_cannot_be_are_refused(choices, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        ConstraintConfig(**choices)
+        Constrained(**choices)
