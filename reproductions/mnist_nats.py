@@ -3,9 +3,10 @@
     python reproductions/mnist_nats.py [--epochs 15] [--minutes 30] [--samples 5000] [--n 1000] [--only NAME ...]
 
 VAE and IWAE with 5 and 50 draws, all with the network of Burda et al. 2016, see equally many pictures; every other row
-has equally many minutes on one core, the baselines FVSBN and MADE a third of them. Pictures are binarised anew whenever they are seen, in training and here (the
-fixed binarisation of other papers is another data set). -ln p(x) is estimated by importance sampling, which is too high
-on average, and exact for the autoregressive ones. `make data` brings the pictures. A run that is there goes on.
+has equally many minutes on one core, the baselines FVSBN and MADE a third of them. Pictures are binarised anew whenever
+they are seen, in training and here (the fixed binarisation of other papers is another data set). -ln p(x) is estimated
+by importance sampling, which is too high on average, and exact for the autoregressive ones. `make data` brings the
+pictures. A run that is there goes on.
 """
 
 from __future__ import annotations
