@@ -57,7 +57,7 @@ ENTRIES = (
     Entry("VAE", "vae", PUBLISHED, "86.76", together=True),
     Entry("IWAE-5", "iwae", (*PUBLISHED, "--set", "objective.samples=5"), "85.54", together=True),
     Entry("IWAE-50", "iwae", PUBLISHED, "84.78", together=True),
-    Entry("ladder VAE, small", "ladder-vae", BINARY, ""),
+    Entry("ladder VAE, small", "ladder-vae", BINARY, "", slow=True),
     Entry("DRAW, small", "draw", BINARY, "80.97 (64 steps) *", slow=True),
     Entry("VDVAE, small", "vdvae", BINARY, "", slow=True),
     Entry("PixelVAE, small", "pixelvae", BINARY, "79.66 *", slow=True),
