@@ -14,62 +14,18 @@ from pathlib import Path
 
 import torch
 from harness import PAGES, Asked, arguments, equal, figure, gallery_run, pictures
-from PIL import ImageDraw
 from torch import Tensor
 
 import mezzotint as mz
 from mezzotint.core.batch import PictureRandom
-from mezzotint.data.grid import grid
 from mezzotint.data.loader import PIXELS
+from mezzotint.data.strip import animation, columns, strip
 from mezzotint.evaluation.features import to_levels
 from mezzotint.vae.draw import DRAW
-from mezzotint.vae.filterbank import Rectangles
 from mezzotint.vae.model import Draws
 
 SHOWN = 5  # rows of a strip
-COLUMNS = 12  # of a strip, of steps that are evenly spaced
 ANIMATED = (8, 4)  # columns and rows of the animation
-SCALE = 3  # pixels of the screen for one of the picture
-RED = (220, 30, 30)
-
-
-def framed(images: Tensor, rectangles: Rectangles | None, step: int) -> Tensor:
-    """Pictures (n, C, S, S) enlarged, (n, 3, ., .), with the attention of a step in red.
-
-    The square goes from the first filter's centre to the last one's, within the picture; its border is the wider, the
-    wider the filters.
-    """
-    drawn = []
-    for k, picture in enumerate(images):
-        canvas = grid(picture[None], scale=SCALE, padding=0).convert("RGB")
-        if rectangles is not None:
-            centre, extent, std = (value[step, k] * SCALE for value in rectangles)
-            corners = torch.cat([centre - extent / 2, centre + extent / 2]).clamp(0, canvas.width - 1).tolist()
-            width = max(1, min(round(float(std) / SCALE), SCALE))
-            ImageDraw.Draw(canvas).rectangle(corners, outline=RED, width=width)
-        levels = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8)
-        drawn.append(levels.reshape(canvas.height, canvas.width, 3).permute(2, 0, 1))
-    return torch.stack(drawn) / 127.5 - 1
-
-
-def columns(steps: int) -> list[int]:
-    """The steps that a strip shows: the last one, and those before at even distances."""
-    count = min(steps, COLUMNS)
-    return [round((k + 1) * steps / count) - 1 for k in range(count)]
-
-
-def strip(painted: Tensor, rectangles: Rectangles | None, file: Path) -> None:
-    """Rows of pictures (T, n, C, S, S), time from left to right."""
-    frames = [framed(painted[step], rectangles, step) for step in columns(len(painted))]
-    grid(torch.stack(frames, 1).flatten(0, 1), columns=len(frames), scale=1).save(file)
-
-
-def animation(painted: Tensor, rectangles: Rectangles | None, file: Path) -> None:
-    """Every step in turn, and the finished pictures without attention for a while."""
-    frames = [framed(images, rectangles, step) for step, images in enumerate(painted)] + [framed(painted[-1], None, 0)]
-    sheets = [grid(frame, columns=ANIMATED[0], scale=1).quantize(64) for frame in frames]
-    times = [max(60, 2400 // len(painted))] * len(painted) + [2000]  # milliseconds
-    sheets[0].save(file, save_all=True, append_images=sheets[1:], duration=times, loop=0)
 
 
 def sharpness(images: Tensor) -> float:
@@ -110,12 +66,12 @@ def page(model: DRAW, asked: Asked, budget: str, place: Path = PAGES) -> None:
     place.mkdir(parents=True, exist_ok=True)
     painting = model.strip(ANIMATED[0] * ANIMATED[1])
     writes = painting.writes
-    strip(painting.pictures[:, :SHOWN], writes, place / "figure_7.png")
-    animation(painting.pictures, writes, place / "figure_7.gif")
+    strip((painting.pictures[:, :SHOWN], writes)).save(place / "figure_7.png")
+    animation(painting.pictures, writes, place / "figure_7.gif", ANIMATED[0])
     held_out = pictures("test").batch(range(SHOWN)).images
     reading = model.trace(held_out)
     looked = held_out.expand(len(reading.pictures), -1, -1, -1, -1)
-    strip(looked, reading.reads, place / "figure_7_reading.png")
+    strip((looked, reading.reads)).save(place / "figure_7_reading.png")
     found = measured(model, asked)
     steps = range(1, model.config.glimpses + 1)
     drawn, (left, right) = figure("figure_7", ncols=2, figsize=(8.5, 3.2))
@@ -136,7 +92,8 @@ def page(model: DRAW, asked: Asked, budget: str, place: Path = PAGES) -> None:
     likelier = "does" if found.missing[-1] < found.missing[quarter] else "does **not**"
     body = (
         "# Figure 7: DRAW\n\n![painting](figure_7.png)\n\nSamples while they are painted, from left to right; red:"
-        " where the grid of filters writes, its border the wider the wider the filters. [The same as an"
+        " where the grid of filters writes, its line the wider the wider the filters; a grid that is larger than the"
+        " picture, as most are here, shows as the picture's border. [The same as an"
         " animation](figure_7.gif).\n\n"
         "![reading](figure_7_reading.png)\n\nHeld-out pictures; red: where the encoder looks, from left to right.\n\n"
         "![after each step](figure_7_steps.png)\n\nSharpness is the mean difference of neighbouring pixels in [-1, 1];"

@@ -17,9 +17,12 @@ import mezzotint as mz
 from mezzotint import cli
 from mezzotint.core.batch import PictureSpec
 from mezzotint.core.errors import ConfigError
+from mezzotint.data import spread_over
+from mezzotint.data.grid import grid
 from mezzotint.diffusion.grids import GRIDS
 from mezzotint.diffusion.solvers import SOLVERS
 from mezzotint.systems import catalogue, configure
+from mezzotint.vae.traversal import traverse
 
 
 @pytest.fixture
@@ -49,6 +52,8 @@ def run(tmp_path_factory):
         assert json.loads(done.stdout)["pictures"] == pictures  # one JSON document and nothing else
     mz.create("dcgan", image_size=16, latent=8).save(root / "gan")
     mz.create("cgan", image_size=16, classes=("shirt", "dress")).save(root / "told")
+    mz.create("vae", image_size=16, latent=6).save(root / "vae")
+    mz.create("draw", image_size=16, glimpses=5).save(root / "draw")
     return root
 
 
@@ -166,6 +171,43 @@ def test_the_way_between_two_seeds_begins_and_ends_with_their_pictures(call, run
         assert film.n_frames == 4  # there, and the middle once more on the way back
 
 
+def test_each_row_of_a_traversal_changes_one_dimension(call, run, tmp_path):
+    asked = ("traverse", run / "vae", "--data", "fashion", "--picture", 3, "--dimensions", 4, "--reference", 20,
+             "--precision", "fp32")  # fmt: skip
+    code, out, _ = call(*asked, "--out", tmp_path / "rows.png", "--json")
+    assert code == 0
+    assert json.loads(out)["dimensions"] == 4
+    model, pictures = mz.load(run / "vae"), mz.data.open_pictures("fashion", split="test", image_size=16)
+    picture = pictures.batch([3]).images
+    expected = traverse(model, picture, dimensions=4, reference=pictures.batch(spread_over(len(pictures), 20)).images)
+    grid(expected.flatten(0, 1), columns=9).save(tmp_path / "expected.png")
+    assert np.array_equal(Image.open(tmp_path / "rows.png"), Image.open(tmp_path / "expected.png"))
+
+
+def test_a_picture_is_shown_while_it_is_painted(call, run, tmp_path):
+    """As a strip whose last column is what `sample` draws, as an animation, and as one of pictures that are known."""
+    code, out, _ = call(
+        "paint", run / "draw", "--out", tmp_path / "strip.png", "--n", 2, "--precision", "fp32", "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["steps"] == 5
+    strip = np.asarray(Image.open(tmp_path / "strip.png"))
+    side = 16 * round(1.3 * 64 / 16)
+    margin = (strip.shape[1] - 5 * side) // 6
+    last = strip[margin : margin + side, 4 * (side + margin) + margin :, :][:, :side].astype(float)
+    expected = mz.load(run / "draw").sample(1, seeds=0)[0, 0]
+    expected = ((expected + 1) * 127.5).round().repeat_interleave(side // 16, 0).repeat_interleave(side // 16, 1)
+    grey = (last == last[..., :1]).all(-1)  # not red
+    assert grey.mean() > 0.5
+    assert np.abs(last[..., 0] - expected.numpy())[grey].max() <= 1
+    code, *_ = call("paint", run / "draw", "--out", tmp_path / "folder" / "strip.gif", "--n", 2)
+    assert code == 0
+    assert Image.open(tmp_path / "folder" / "strip.gif").n_frames == 6
+    code, *_ = call("paint", run / "draw", "--data", "fashion", "--out", tmp_path / "again.png", "--n", 2)
+    assert code == 0
+    assert Image.open(tmp_path / "again.png").height == pytest.approx(2 * strip.shape[0], abs=margin)
+
+
 def test_codes_are_added_and_subtracted(call, run, tmp_path):
     sheet = tmp_path / "sum.png"
     seeds = ("--base", "1,2,3", "--plus", "4,5", "--minus", "4,5")
@@ -274,13 +316,18 @@ def test_path_length_and_equivariance_are_numbers_beside_the_others(call, tmp_pa
             2,
             "--plus takes seeds",
         ),
+        (("paint", "GAN", "--out", "x.png"), 2, "paints no picture step by step"),
+        (("paint", "DRAW", "--out", "x"), 2, "no picture file"),
+        (("paint", "DRAW", "--out", "x.png", "--data", "nowhere"), 1, "nowhere"),
+        (("traverse", "GAN", "--data", "fashion", "--out", "x.png"), 2, "no code to walk through"),
+        (("traverse", "DRAW", "--data", "fashion", "--out", "x.png", "--picture", "2000"), 2, "at most 1999"),
         (("arithmetic", "GAN", "--out", "x.png", "--base", "1,", "--plus", "1", "--minus", "3"), 2, "--base takes"),
     ],
 )
 def test_mistakes_are_answered_in_a_sentence(call, run, tmp_path, monkeypatch, arguments, code, words):
     monkeypatch.chdir(tmp_path)
     places = {"FLOW": run / "flow", "JUDGE": run / "judge", "EMPTY": tmp_path}
-    places |= {"GAN": run / "gan", "TOLD": run / "told"}
+    places |= {"GAN": run / "gan", "TOLD": run / "told", "DRAW": run / "draw"}
     ended, out, err = call(*(places.get(argument, argument) for argument in arguments))
     assert (ended, out) == (code, "")
     assert words in err

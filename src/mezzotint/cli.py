@@ -16,10 +16,13 @@ import typer
 from .core.errors import ConfigError, MezzotintError, suggest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from accelerate import Accelerator
 
     from .core.model import HasCode, Model
     from .core.system import System
+    from .data import Pictures
     from .evaluation.evaluate import Evaluation
 
 app = typer.Typer(
@@ -273,6 +276,81 @@ def arithmetic(
         sheet = arithmetic_sheet(coded, **seeds, around=around, label=told)
     _save(grid(sheet.flatten(0, 1), columns=sheet.shape[1]), out)
     print(jsonlib.dumps({**seeds, "file": str(out)}) if json else out)
+
+
+@app.command()
+def traverse(
+    run: Run,
+    data: Annotated[str, typer.Option(help="Set of the picture that is changed; as --data of train.")],
+    out: Annotated[Path, typer.Option(help="A picture file: a row for each dimension.")],
+    picture: Annotated[int, typer.Option(min=0, help="Which of its test pictures.")] = 0,
+    dimensions: Annotated[int, typer.Option(min=1, help="How many dimensions, from that of the largest KL.")] = 10,
+    reference: Annotated[int, typer.Option(min=1, help="Test pictures over which the KL is averaged.")] = 200,
+    precision: PrecisionOption = Precision.auto,
+    json: Json = False,
+) -> None:
+    """Change one dimension of a picture's code at a time: rows from the largest KL down, values from -3 to 3."""
+    from .core.precision import autocast, resolve_precision
+    from .data import spread_over
+    from .data.grid import grid
+    from .vae.traversal import traverse as traversed
+
+    _picture_file(out)
+    model = _load(run, _accelerator())
+    pictures = _test_pictures(model, data)
+    if picture >= len(pictures):
+        raise ConfigError(f"{data} has {len(pictures):,} test pictures, so --picture is at most {len(pictures) - 1}")
+    with autocast(resolve_precision(precision.value, model.device), model.device):
+        images = traversed(
+            model, _seen(model, pictures, [picture]), dimensions=dimensions,
+            reference=_seen(model, pictures, spread_over(len(pictures), reference)),
+        )  # fmt: skip
+    _save(grid(images.flatten(0, 1), columns=images.shape[1]), out)
+    print(jsonlib.dumps({"picture": picture, "dimensions": len(images), "file": str(out)}) if json else out)
+
+
+@app.command()
+def paint(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="A picture file: time from left to right, or an animation (.gif).")],
+    data: Annotated[
+        str | None, typer.Option(help="Set whose test pictures are painted again; as --data of train.")
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 5,
+    seed: Seed = 0,
+    precision: PrecisionOption = Precision.auto,
+    json: Json = False,
+) -> None:
+    """Draw pictures while they are painted, step by step; red: where the model writes.
+
+    With --data, test pictures are painted again, and above each row is the picture itself, with where the model looks.
+    """
+    from .core.model import Paints
+    from .core.precision import autocast, resolve_precision
+    from .data import spread_over
+    from .data.strip import animation, strip
+
+    _picture_file(out)
+    animated = out.suffix.lower() == ".gif"
+    model = _load(run, _accelerator())
+    if not isinstance(model, Paints):
+        raise ConfigError(
+            f"{_name(model)} paints no picture step by step; `mezzotint describe` says which systems can paint"
+        )
+    with autocast(resolve_precision(precision.value, model.device), model.device):
+        if data is None:
+            painted, rows = model.strip(n, seed), []
+        else:
+            pictures = _test_pictures(model, data)
+            images = _seen(model, pictures, spread_over(len(pictures), n))
+            painted = model.trace(images)
+            rows = [(images.expand(len(painted.pictures), -1, -1, -1, -1), painted.reads)]
+    if animated:
+        _written(lambda: animation(painted.pictures, painted.writes, out), out)
+    else:
+        _save(strip(*rows, (painted.pictures, painted.writes)), out)
+    steps = len(painted.pictures)
+    print(jsonlib.dumps({"n": painted.pictures.shape[1], "steps": steps, "file": str(out)}) if json else out)
 
 
 @app.command()
@@ -643,11 +721,34 @@ def _picture_file(out: Path) -> None:
 
 def _save(picture: Any, out: Path, **options: Any) -> None:
     """Write a picture. Raises `ConfigError` where that is not possible."""
+    _written(lambda: picture.save(out, **options), out)
+
+
+def _written(write: Callable[[], Any], out: Path) -> None:
+    """Write a file, whose folder is made. Raises `ConfigError` where that is not possible."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(out, **options)
+        write()
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {out}: {error}; choose another --out") from None
+
+
+def _test_pictures(model: Model, data: str) -> Pictures:
+    """The test pictures of a set, in the size that the model knows."""
+    from .data import open_pictures
+
+    spec = model.identity.data if model.identity else None
+    size, channels = (spec.image_size, spec.channels) if spec else (None, None)
+    return open_pictures(data, split="test", image_size=size, channels=channels)
+
+
+def _seen(model: Model, pictures: Pictures, places: Sequence[int]) -> Any:
+    """Some of them as the model sees pictures, (n, C, H, W); where they are binarised, with seeds from 0."""
+    from .core.batch import PictureRandom
+    from .data.loader import PIXELS
+
+    random = PictureRandom(range(len(places)))
+    return PIXELS[model.pixels or "levels"](pictures.rows(places).levels, random).to(model.device)
 
 
 def _begin(model: Model, n: int, source: str | None) -> Any:

@@ -198,6 +198,33 @@ class HasLatents(Protocol):
         """Means and divergences of the posterior, (B, D) each."""
 
 
+class Rectangles(NamedTuple):
+    """Where grids lie on their pictures, in pixels from the upper left corner."""
+
+    centre: Tensor  # x and y, (..., 2)
+    extent: Tensor  # from the first filter's centre to the last one's, (...)
+    std: Tensor  # of the filters, (...)
+
+
+class Strip(NamedTuple):
+    """Pictures while they are painted, and where the model looks and writes."""
+
+    pictures: Tensor  # after each step, (T, n, C, S, S) in [-1, 1]
+    writes: Rectangles | None  # (T, n, ...); None: without attention
+    reads: Rectangles | None  # the same; None also where there is no picture to be read
+
+
+@runtime_checkable
+class Paints(Protocol):
+    """Makes a picture step by step, each adding to what is there."""
+
+    def strip(self, n: int, seeds: int | Sequence[int] = 0) -> Strip:
+        """n pictures while they are painted; the last are those of `sample`."""
+
+    def trace(self, images: Tensor) -> Strip:
+        """The same for pictures that are painted again."""
+
+
 @runtime_checkable
 class Inpaints(Protocol):
     """Completes pictures."""
@@ -246,6 +273,7 @@ ABILITIES: dict[str, type] = {
     "reconstruct": Reconstructs,
     "latents": HasLatents,
     "inpaint": Inpaints,
+    "paint": Paints,
     "classify": Classifies,
     "features": HasFeatures,
 }

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
-from .filterbank import NUMBERS, Attention, Rectangles, covering, read, write
+from ..core.model import Rectangles, Strip
+from .filterbank import NUMBERS, Attention, covering, read, write
 from .gaussian import Gaussian
 from .likelihoods import BernoulliConfig, LikelihoodConfig
 from .model import CodedModel, Draws, Latents, check_controls, refuse_doubly
@@ -110,14 +111,6 @@ class Step(NamedTuple):
     posterior: Gaussian | None  # q(z_t | h_enc_t), where a picture is seen
     read: Attention | None  # where there is attention
     write: Attention | None
-
-
-class Strip(NamedTuple):
-    """Pictures while they are painted, and where the model looks and writes."""
-
-    pictures: Tensor  # E[x | c_t], (T, n, C, S, S) in [-1, 1]
-    writes: Rectangles | None  # (T, n, ...); None: without attention
-    reads: Rectangles | None  # the same; None also where there is no picture to be read
 
 
 class DRAW(CodedModel):
@@ -236,7 +229,7 @@ class DRAW(CodedModel):
 
     @torch.no_grad()
     def strip(self, n: int, seeds: int | Sequence[int] = 0, temperature: float = 1.0) -> Strip:
-        """n pictures of the prior while they are painted (survey, figure 7); the last are those of `sample`.
+        """E[x | c_t] of n pictures of the prior (survey, figure 7); the last are those of `sample`.
 
         Raises `ConfigError` for a temperature below 0.
         """
@@ -247,7 +240,11 @@ class DRAW(CodedModel):
 
     @torch.no_grad()
     def trace(self, images: Tensor) -> Strip:
-        """The same for pictures (n, C, S, S) that are reconstructed: where the model looks, too."""
+        """The same for pictures (n, C, S, S) that are reconstructed: where the model looks, too.
+
+        Raises `ConfigError` for pictures of another kind.
+        """
+        images = self.given(images).images
         return self._strip(list(self.paint(self._at_means(images), images)))
 
     def _strip(self, steps: list[Step]) -> Strip:

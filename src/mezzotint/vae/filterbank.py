@@ -8,15 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.model import Rectangles
+
 NUMBERS = 5  # that a network gives for an attention: where, how wide, how far apart, how strong
-
-
-class Rectangles(NamedTuple):
-    """Where grids lie on their pictures, in pixels from the upper left corner."""
-
-    centre: Tensor  # x and y, (..., 2)
-    extent: Tensor  # from the first filter's centre to the last one's, (...)
-    std: Tensor  # of the filters, (...)
 
 
 class Attention(NamedTuple):
