@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -14,6 +15,7 @@ from mezzotint.core.errors import ConfigError
 from mezzotint.core.model import Latents, Losses, Model, abilities
 from mezzotint.evaluation.collapse import diagnose
 from mezzotint.evaluation.evaluate import evaluate
+from mezzotint.evaluation.report import write_report
 
 
 class Coded(Model):
@@ -128,7 +130,20 @@ def test_what_has_latents_is_diagnosed_when_it_is_judged():
     assert judged["kl"].protocol["verdict"] == "in use: 1 of 2 dimensions depend on the picture"
     assert judged["active_units"].protocol["dimensions"] == 2
     assert judged["kl"].protocol["n"] == 100
+    assert judged["kl"].by_dimension == (judged["kl"].value, 0.0)
+    assert judged["active_units"].by_dimension[0] > judged["active_units"].by_dimension[1] == 0.0
     assert [len(images) for images in model.shown] == [30, 30, 30, 10]
+
+
+def test_the_report_shows_each_dimension_the_largest_first(tmp_path):
+    folder = write_report(evaluate(Coded([0.0, 3.0]), Pictures(), n=100), tmp_path)
+    numbers = {number["name"]: number for number in json.loads((folder / "report.json").read_text())["numbers"]}
+    first, last = numbers["kl"]["by_dimension"]
+    assert first == 0 < last
+    page = (folder / "report.html").read_text()
+    assert "KL of each dimension, nats" in page
+    assert 'points="0.0,0.0 320.0,120.0"' in page  # falls
+    assert "2 dimensions" in page
 
 
 def test_codes_are_of_the_pixels_that_the_likelihood_is_of():

@@ -394,8 +394,14 @@ def _code(model: Any, test: Pictures, n: int, batch_size: int, seed: int) -> lis
         "verdict": found.verdict,
         "precision": "fp32",
     }
-    values = {"active_units": float(found.active_units), "kl": found.nats}
-    return [_number(name, name, Estimate(value, 0.0), protocol) for name, value in values.items()]
+    values = {
+        "active_units": (float(found.active_units), found.variance),
+        "kl": (found.nats, found.kl),
+    }
+    return [
+        replace(_number(name, name, Estimate(value, 0.0), protocol), by_dimension=tuple(each.tolist()))
+        for name, (value, each) in values.items()
+    ]
 
 
 def _restoration(model: Any, test: Pictures, n: int, batch_size: int, seed: int) -> list[Number]:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -93,6 +94,7 @@ def _page(evaluation: Evaluation) -> str:
         shared=shared,
         samples=None if evaluation.samples is None else _samples(evaluation.samples, evaluation.labels),
         neighbours=_beside(evaluation.neighbours) if evaluation.neighbours else [],
+        dimensions=[_dimensions(number) for number in evaluation.numbers if number.by_dimension],
         curves=[_curve(name, points) for name, points in sorted(evaluation.curves.items())],
         made=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         plot=PLOT,
@@ -161,10 +163,17 @@ class Curve:
     lowest: str
     highest: str
     last: str
-    steps: str
+    along: str  # how far it goes: "500 steps"
 
 
-def _curve(name: str, points: list[tuple[float, float]]) -> Curve:
+def _dimensions(number: Number) -> Curve:
+    """What each dimension of the code contributes, the largest first."""
+    falling = sorted(number.by_dimension or (), reverse=True)
+    what = {"kl": "KL of each dimension, nats", "active_units": "variance of each dimension's mean"}[number.name]
+    return _curve(what, list(enumerate(falling, 1)), "dimensions")
+
+
+def _curve(name: str, points: Sequence[tuple[float, float]], along: str = "steps") -> Curve:
     finite = [(x, y) for x, y in points if abs(y) != float("inf") and y == y] or [(0.0, 0.0)]
     steps, values = [x for x, _ in finite], [y for _, y in finite]
     (left, right), (low, high) = (min(steps), max(steps)), (min(values), max(values))
@@ -173,4 +182,4 @@ def _curve(name: str, points: list[tuple[float, float]]) -> Curve:
         f"{width * (x - left) / ((right - left) or 1):.1f},{height * (1 - (y - low) / ((high - low) or 1)):.1f}"
         for x, y in finite
     ]
-    return Curve(name, " ".join(places), _written(low), _written(high), _written(values[-1]), f"{right:,.0f}")
+    return Curve(name, " ".join(places), _written(low), _written(high), _written(values[-1]), f"{right:,.0f} {along}")

@@ -26,10 +26,11 @@ class Number:
     protocol: dict[str, Any]
     spread: float | None = None  # standard deviation over splits
     real: float | None = None  # the same number for real training pictures in place of the model's
+    by_dimension: tuple[float, ...] | None = None  # what each dimension of the code contributes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        optional = {"spread": self.spread, "real": self.real}
+        optional = {"spread": self.spread, "real": self.real, "by_dimension": self.by_dimension}
         given = {key: value for key, value in optional.items() if value is not None}
         return {
             "name": self.name, "value": self.value, **given,
