@@ -1,16 +1,20 @@
 """Training steps of VAE, IWAE and VQ-VAE beside pythae, and nearest codes beside vector-quantize-pytorch.
 
+Last, how many codes a prior draws in a second with its cache, beside the same prior without.
+
     python benchmarks/vae.py [--repeats 5] [--only WORD ...] [--json]
 
-Both sides have networks of the same layers, pictures and batches, float32, and take their steps in turn in one run.
-pythae runs as its trainer runs it: its losses, torch's Adam with its defaults, and, where a row has data, its loader.
+Both sides have networks of the same layers, pictures and batches, and take their steps in turn in one run. Ours runs in
+the precision "auto" (bf16 where the CPU multiplies it), and once more in float32, where that is another. pythae runs as
+its trainer runs it: float32, its losses, torch's Adam with its defaults, and, where a row has data, its loader.
 Ours draws its noise from a seed of each picture, so that a run can be split over processes, which pythae does not.
-About three minutes on a core that nobody else uses.
+About five minutes on a core that nobody else uses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from harness import Row, alternate, asked_rows, report, setting
@@ -24,8 +28,11 @@ from vector_quantize_pytorch import VectorQuantize
 
 import mezzotint.vae.vae as our_vae
 import mezzotint.vae.vq_vae as our_vq
-from mezzotint.core.batch import Batch
+from mezzotint.autoregressive.pixelcnn import PixelCNNConfig
+from mezzotint.autoregressive.tokens import PixelCNNPriorConfig, TransformerPriorConfig
+from mezzotint.core.batch import Batch, PictureRandom
 from mezzotint.core.model import Model
+from mezzotint.core.precision import autocast, resolve_precision
 from mezzotint.data import Loader, Pictures, open_pictures
 from mezzotint.vae.likelihoods import BernoulliConfig, GaussianPixelsConfig
 from mezzotint.vae.networks import MLPConfig
@@ -36,6 +43,9 @@ BATCH, HIDDEN, LATENT = 100, 500, 20
 CODES, WIDTH, FEATURES = 512, 64, 64  # of the VQ-VAE
 VECTORS, ENTRIES = 65_536, 1_024  # of the lookup
 STEPS = {1: 10, 5: 5, 50: 1}  # training steps between two looks at the clock, by draws of a picture
+CPU = torch.device("cpu")
+PRECISIONS = tuple(dict.fromkeys((resolve_precision("auto", CPU), "fp32")))
+MAPS, DRAWN = (8, 16, 24), 2  # sizes of maps of codes, and how many maps are drawn
 
 Step = Callable[[], None]
 
@@ -84,13 +94,15 @@ class AroundDecoder(Around, BaseDecoder):
     """The same; pythae asks whether a decoder is one."""
 
 
-def our_step(model: Model, batches: Callable[[], Batch]) -> Step:
+def our_step(model: Model, batches: Callable[[], Batch], precision: str) -> Step:
     """Loss, gradient, Adam, codebook."""
     optimizer = torch.optim.Adam(model.train().parameters(), 1e-3, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
-        model(batches()).total.backward()
+        with autocast(precision, CPU):
+            loss = model(batches()).total
+        loss.backward()
         optimizer.step()
         model.after_step(0)
 
@@ -111,7 +123,7 @@ def their_step(model: nn.Module, batches: Callable[[], dict[str, Tensor]]) -> St
     return step
 
 
-def timed(name: str, ours: Step, peer: Step, repeats: int, draws: int = 1, package: str = "pythae") -> Row:
+def timed(name: str, ours: Step, peer: Step, repeats: int, precision: str, draws: int = 1) -> Row:
     """Pictures per second."""
     steps = STEPS[draws]
 
@@ -120,22 +132,23 @@ def timed(name: str, ours: Step, peer: Step, repeats: int, draws: int = 1, packa
 
     ours(), peer()  # the first allocates, and begins codebooks
     mine, theirs = (BATCH * steps / s for s in alternate(many(ours), many(peer), repeats))
-    return Row(name, mine, theirs, "pictures/s", setting(package))
+    return Row(name, mine, theirs, "pictures/s", setting("pythae", precision=f"ours {precision}, peer fp32"))
 
 
-def vaes(pictures: Pictures, repeats: int, wanted: Callable[[str], bool]) -> Iterator[Row]:
+def vaes(pictures: Pictures, repeats: int, wanted: Callable[[str], bool], precision: str) -> Iterator[Row]:
     loader = Loader(pictures, BATCH, pixels="binary")
     batch = loader.next()
     given = {"data": (batch.images + 1) / 2}
     for draws in (1, 5, 50):
         system = "VAE" if draws == 1 else f"IWAE, K = {draws}"
         settings = {"input_dim": (1, 28, 28), "latent_dim": LATENT, "reconstruction_loss": "bce"}
-        name = f"{system}, 784-500-500-20: training step"
+        name = f"{system}, 784-500-500-20: training step, {precision} against fp32"
         if wanted(name):
             peer_config = VAEConfig(**settings) if draws == 1 else IWAEConfig(number_samples=draws, **settings)
             peer = (VAE if draws == 1 else IWAE)(peer_config, encoder=MLPEncoder(), decoder=MLPDecoder())
-            yield timed(name, our_step(plain(draws), lambda: batch), their_step(peer, lambda: given), repeats, draws)
-    name = "VAE, 784-500-500-20: training step with its data"
+            sides = our_step(plain(draws), lambda: batch, precision), their_step(peer, lambda: given)
+            yield timed(name, *sides, repeats, precision, draws)
+    name = f"VAE, 784-500-500-20: training step with its data, {precision} against fp32"
     if wanted(name):
         levels = (pictures.batch(range(10_000)).images + 1) / 2
         data = torch.utils.data.DataLoader(
@@ -143,7 +156,8 @@ def vaes(pictures: Pictures, repeats: int, wanted: Callable[[str], bool]) -> Ite
         )
         endless = (part for _ in iter(int, 1) for part in data)
         peer = VAE(VAEConfig(**settings), encoder=MLPEncoder(), decoder=MLPDecoder())
-        yield timed(name, our_step(plain(1), loader.next), their_step(peer, lambda: next(endless)), repeats)
+        sides = our_step(plain(1), loader.next, precision), their_step(peer, lambda: next(endless))
+        yield timed(name, *sides, repeats, precision)
 
 
 def plain(draws: int) -> Model:
@@ -153,10 +167,10 @@ def plain(draws: int) -> Model:
     return our_vae.VAE(config)
 
 
-def vq_vaes(pictures: Pictures, repeats: int, wanted: Callable[[str], bool]) -> Iterator[Row]:
+def vq_vaes(pictures: Pictures, repeats: int, wanted: Callable[[str], bool], precision: str) -> Iterator[Row]:
     """Codes as averages, of Gaussian pixels with sigma 1, as pythae has it."""
     images = Loader(pictures, BATCH).next()
-    name = f"VQ-VAE, {FEATURES} features, {CODES} codes: training step"
+    name = f"VQ-VAE, {FEATURES} features, {CODES} codes: training step, {precision} against fp32"
     if not wanted(name):
         return
     codebook = CodebookConfig(CODES, WIDTH)
@@ -169,7 +183,7 @@ def vq_vaes(pictures: Pictures, repeats: int, wanted: Callable[[str], bool]) -> 
         decoder=AroundDecoder(config.decoder(1), "reconstruction"),
     )
     given = {"data": images.images}
-    yield timed(name, our_step(ours, lambda: images), their_step(peer, lambda: given), repeats)
+    yield timed(name, our_step(ours, lambda: images, precision), their_step(peer, lambda: given), repeats, precision)
 
 
 @torch.no_grad()
@@ -194,10 +208,29 @@ def lookup(repeats: int, wanted: Callable[[str], bool]) -> Iterator[Row]:
     yield Row(name, VECTORS / mine, VECTORS / others, "vectors/s", setting("vector-quantize-pytorch"))
 
 
+@torch.no_grad()
+def drawing(repeats: int, wanted: Callable[[str], bool]) -> Iterator[Row]:
+    """Codes per second of a prior of maps of several sizes: with a cache alike for a PixelCNN."""
+    pixelcnn = PixelCNNPriorConfig(PixelCNNConfig(layers=6, first_kernel=5))
+    priors = {"PixelCNN": pixelcnn, "transformer": TransformerPriorConfig()}
+    for kind, config in priors.items():
+        for size in MAPS:
+            name = f"{kind} prior, {size} x {size} codes: cached against not"
+            if not wanted(name):
+                continue
+            prior = config.build(CODES, size, size).eval()
+
+            def draw(cached: bool, prior=prior) -> None:
+                prior.sample(DRAWN, random=PictureRandom(range(DRAWN)), cached=cached)
+
+            sides = partial(draw, True), partial(draw, False)
+            mine, others = (DRAWN * size**2 / taken for taken in alternate(*sides, min(repeats, 3)))
+            yield Row(name, mine, others, "codes/s", setting())
+
+
 if __name__ == "__main__":
     options, asked = asked_rows(__doc__.splitlines()[0])
     data = open_pictures("fashion")
-    found = [
-        *vaes(data, options.repeats, asked), *vq_vaes(data, options.repeats, asked), *lookup(options.repeats, asked)
-    ]  # fmt: skip
+    found = [row for kind in (vaes, vq_vaes) for each in PRECISIONS for row in kind(data, options.repeats, asked, each)]
+    found += [*lookup(options.repeats, asked), *drawing(options.repeats, asked)]
     report(found, options.json)
