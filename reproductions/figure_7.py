@@ -19,7 +19,7 @@ from torch import Tensor
 import mezzotint as mz
 from mezzotint.core.batch import PictureRandom
 from mezzotint.data.loader import PIXELS
-from mezzotint.data.strip import animation, columns, strip
+from mezzotint.data.strip import animation, shown_steps, strip
 from mezzotint.evaluation.features import to_levels
 from mezzotint.vae.draw import DRAW
 from mezzotint.vae.model import Draws
@@ -67,7 +67,8 @@ def page(model: DRAW, asked: Asked, budget: str, place: Path = PAGES) -> None:
     painting = model.strip(ANIMATED[0] * ANIMATED[1])
     writes = painting.writes
     strip((painting.pictures[:, :SHOWN], writes)).save(place / "figure_7.png")
-    animation(painting.pictures, writes, place / "figure_7.gif", ANIMATED[0])
+    frames, times = animation((painting.pictures, writes), columns=ANIMATED[0])
+    frames[0].save(place / "figure_7.gif", save_all=True, append_images=frames[1:], duration=times, loop=0)
     held_out = pictures("test").batch(range(SHOWN)).images
     reading = model.trace(held_out)
     looked = held_out.expand(len(reading.pictures), -1, -1, -1, -1)
@@ -85,15 +86,16 @@ def page(model: DRAW, asked: Asked, budget: str, place: Path = PAGES) -> None:
     right.legend(frameon=False)
     drawn.savefig(place / "figure_7_steps.png", metadata={"Software": None})
     text = "| step | sharpness | -ln p(x given canvas), nats | KL so far, nats |\n|---|---|---|---|\n"
-    for step in columns(model.config.glimpses):
+    for step in shown_steps(model.config.glimpses):
         text += f"| {step + 1} | {found.sharpness[step]:.4f} | {found.missing[step]:.1f} | {found.told[step]:.1f} |\n"
     quarter = len(steps) // 4
+    beyond = float((writes.extent > painting.pictures.shape[-1]).float().mean()) if writes is not None else 0.0
     sharper = "do" if found.sharpness[-1] > found.sharpness[quarter] else "do **not**"
     likelier = "does" if found.missing[-1] < found.missing[quarter] else "does **not**"
     body = (
         "# Figure 7: DRAW\n\n![painting](figure_7.png)\n\nSamples while they are painted, from left to right; red:"
         " where the grid of filters writes, its line the wider the wider the filters; a grid that is larger than the"
-        " picture, as most are here, shows as the picture's border. [The same as an"
+        f" picture, as {beyond:.0%} are here, shows as the picture's border. [The same as an"
         " animation](figure_7.gif).\n\n"
         "![reading](figure_7_reading.png)\n\nHeld-out pictures; red: where the encoder looks, from left to right.\n\n"
         "![after each step](figure_7_steps.png)\n\nSharpness is the mean difference of neighbouring pixels in [-1, 1];"

@@ -1,9 +1,9 @@
 """What every reproduction shares: runs of the gallery, one judge, one protocol, and a page for each table or figure.
 
-Each script trains nothing that the gallery has trained: it takes the run in runs/gallery/, or makes it with the very
-command of the gallery. Networks are those of the `small` sizes, all runs of one page have seen equally many pictures,
-and all samples are judged against the same held-out pictures with the features of the same classifier. What a script
-found goes to gallery/reproductions/NAME.md, with its figure beside it.
+Where a script compares runs as the gallery has them, it takes those in runs/gallery/, or makes them with the very
+command of the gallery; others it trains itself. Networks are those of the `small` sizes, all runs of one page have seen
+equally many pictures, and all samples are judged against the same held-out pictures with the features of the same
+classifier. What a script found goes to gallery/reproductions/NAME.md, with its figure beside it.
 """
 
 from __future__ import annotations

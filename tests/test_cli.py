@@ -54,6 +54,7 @@ def run(tmp_path_factory):
     mz.create("cgan", image_size=16, classes=("shirt", "dress")).save(root / "told")
     mz.create("vae", image_size=16, latent=6).save(root / "vae")
     mz.create("draw", image_size=16, glimpses=5).save(root / "draw")
+    mz.create("vdvae", image_size=16).save(root / "ladder")
     return root
 
 
@@ -206,6 +207,11 @@ def test_a_picture_is_shown_while_it_is_painted(call, run, tmp_path):
     code, *_ = call("paint", run / "draw", "--data", "fashion", "--out", tmp_path / "again.png", "--n", 2)
     assert code == 0
     assert Image.open(tmp_path / "again.png").height == pytest.approx(2 * strip.shape[0], abs=margin)
+    code, *_ = call("paint", run / "draw", "--data", "fashion", "--out", tmp_path / "again.gif", "--n", 3)
+    assert code == 0
+    with Image.open(tmp_path / "again.gif") as film:
+        assert film.n_frames == 6
+        assert film.width == pytest.approx(1.5 * film.height, rel=0.03)  # two rows of three
 
 
 def test_codes_are_added_and_subtracted(call, run, tmp_path):
@@ -318,8 +324,11 @@ def test_path_length_and_equivariance_are_numbers_beside_the_others(call, tmp_pa
         ),
         (("paint", "GAN", "--out", "x.png"), 2, "paints no picture step by step"),
         (("paint", "DRAW", "--out", "x"), 2, "no picture file"),
+        (("paint", "DRAW", "--out", "x.psd"), 2, "no picture file"),
+        (("paint", "DRAW", "--out", "x.png", "--data", "fashion", "--seed", "3"), 2, "--seed means nothing"),
         (("paint", "DRAW", "--out", "x.png", "--data", "nowhere"), 1, "nowhere"),
-        (("traverse", "GAN", "--data", "fashion", "--out", "x.png"), 2, "no code to walk through"),
+        (("traverse", "GAN", "--data", "fashion", "--out", "x.png"), 2, "no code with a posterior"),
+        (("traverse", "LADDER", "--data", "fashion", "--out", "x.png"), 2, "cannot be traversed"),
         (("traverse", "DRAW", "--data", "fashion", "--out", "x.png", "--picture", "2000"), 2, "at most 1999"),
         (("arithmetic", "GAN", "--out", "x.png", "--base", "1,", "--plus", "1", "--minus", "3"), 2, "--base takes"),
     ],
@@ -327,7 +336,7 @@ def test_path_length_and_equivariance_are_numbers_beside_the_others(call, tmp_pa
 def test_mistakes_are_answered_in_a_sentence(call, run, tmp_path, monkeypatch, arguments, code, words):
     monkeypatch.chdir(tmp_path)
     places = {"FLOW": run / "flow", "JUDGE": run / "judge", "EMPTY": tmp_path}
-    places |= {"GAN": run / "gan", "TOLD": run / "told", "DRAW": run / "draw"}
+    places |= {"GAN": run / "gan", "TOLD": run / "told", "DRAW": run / "draw", "LADDER": run / "ladder"}
     ended, out, err = call(*(places.get(argument, argument) for argument in arguments))
     assert (ended, out) == (code, "")
     assert words in err

@@ -16,7 +16,7 @@ import typer
 from .core.errors import ConfigError, MezzotintError, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from accelerate import Accelerator
 
@@ -290,6 +290,7 @@ def traverse(
     json: Json = False,
 ) -> None:
     """Change one dimension of a picture's code at a time: rows from the largest KL down, values from -3 to 3."""
+    from .core.model import Encodes, HasLatents
     from .core.precision import autocast, resolve_precision
     from .data import spread_over
     from .data.grid import grid
@@ -297,6 +298,11 @@ def traverse(
 
     _picture_file(out)
     model = _load(run, _accelerator())
+    if not (isinstance(model, Encodes) and isinstance(model, HasLatents)):
+        raise ConfigError(
+            f"{_name(model)} has no code with a posterior to walk through; `mezzotint describe` says which systems"
+            " encode, decode and have latents"
+        )
     pictures = _test_pictures(model, data)
     if picture >= len(pictures):
         raise ConfigError(f"{data} has {len(pictures):,} test pictures, so --picture is at most {len(pictures) - 1}")
@@ -317,7 +323,7 @@ def paint(
         str | None, typer.Option(help="Set whose test pictures are painted again; as --data of train.")
     ] = None,
     n: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 5,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed; picture k depends on seed + k alone; default: 0.")] = None,
     precision: PrecisionOption = Precision.auto,
     json: Json = False,
 ) -> None:
@@ -331,7 +337,8 @@ def paint(
     from .data.strip import animation, strip
 
     _picture_file(out)
-    animated = out.suffix.lower() == ".gif"
+    if data is not None and seed is not None:
+        raise ConfigError("pictures of --data are painted again without chance, so --seed means nothing to them")
     model = _load(run, _accelerator())
     if not isinstance(model, Paints):
         raise ConfigError(
@@ -339,18 +346,20 @@ def paint(
         )
     with autocast(resolve_precision(precision.value, model.device), model.device):
         if data is None:
-            painted, rows = model.strip(n, seed), []
+            painted, rows = model.strip(n, seed or 0), []
         else:
             pictures = _test_pictures(model, data)
             images = _seen(model, pictures, spread_over(len(pictures), n))
             painted = model.trace(images)
             rows = [(images.expand(len(painted.pictures), -1, -1, -1, -1), painted.reads)]
-    if animated:
-        _written(lambda: animation(painted.pictures, painted.writes, out), out)
+    rows.append((painted.pictures, painted.writes))
+    if out.suffix.lower() == ".gif":
+        frames, times = animation(*rows)
+        _save(frames[0], out, save_all=True, append_images=frames[1:], duration=times, loop=0)
     else:
-        _save(strip(*rows, (painted.pictures, painted.writes)), out)
-    steps = len(painted.pictures)
-    print(jsonlib.dumps({"n": painted.pictures.shape[1], "steps": steps, "file": str(out)}) if json else out)
+        _save(strip(*rows), out)
+    steps, shown = painted.pictures.shape[:2]
+    print(jsonlib.dumps({"n": shown, "steps": steps, "file": str(out)}) if json else out)
 
 
 @app.command()
@@ -713,22 +722,22 @@ def _seeds(option: str, text: str) -> list[int]:
 
 def _picture_file(out: Path) -> None:
     """Raises `ConfigError` for a name that is no picture's, before anything is computed."""
+    if not _is_picture_file(out):
+        raise ConfigError(f"{out} is no picture file; end its name in .png, for instance")
+
+
+def _is_picture_file(out: Path) -> bool:
+    """Whether pictures can be written under such a name."""
     from PIL import Image
 
-    if out.suffix.lower() not in Image.registered_extensions():
-        raise ConfigError(f"{out} is no picture file; end its name in .png, for instance")
+    return Image.registered_extensions().get(out.suffix.lower()) in Image.SAVE
 
 
 def _save(picture: Any, out: Path, **options: Any) -> None:
     """Write a picture. Raises `ConfigError` where that is not possible."""
-    _written(lambda: picture.save(out, **options), out)
-
-
-def _written(write: Callable[[], Any], out: Path) -> None:
-    """Write a file, whose folder is made. Raises `ConfigError` where that is not possible."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write()
+        picture.save(out, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {out}: {error}; choose another --out") from None
 
@@ -744,11 +753,10 @@ def _test_pictures(model: Model, data: str) -> Pictures:
 
 def _seen(model: Model, pictures: Pictures, places: Sequence[int]) -> Any:
     """Some of them as the model sees pictures, (n, C, H, W); where they are binarised, with seeds from 0."""
-    from .core.batch import PictureRandom
-    from .data.loader import PIXELS
+    from .evaluation.likelihood import as_shown
 
-    random = PictureRandom(range(len(places)))
-    return PIXELS[model.pixels or "levels"](pictures.rows(places).levels, random).to(model.device)
+    images = pictures.batch(places).images
+    return as_shown(images, model.pixels or "levels", range(len(places)), model.device)
 
 
 def _begin(model: Model, n: int, source: str | None) -> Any:
@@ -790,9 +798,7 @@ def _write_pictures(images: Any, out: Path, seed: int, names: list[str], grid: A
 
     A folder of earlier samples gets more of them. Raises `ConfigError` if it holds anything else.
     """
-    from PIL import Image
-
-    if out.suffix.lower() in Image.registered_extensions():
+    if _is_picture_file(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         grid(images).save(out)
         return [str(out)]

@@ -51,9 +51,9 @@ def test_codes_are_standard_normal_and_walked_along_an_arc(name):
 def test_codes_of_another_size_and_labels_are_refused(name):
     made = model(name)
     codes = made.codes([0, 1])
-    with pytest.raises(ConfigError, match="too few"):
+    with pytest.raises(ConfigError, match=r"takes codes as numbers of the shape \(B, \d+\), not"):
         made.from_codes(codes[:, :-1])
-    with pytest.raises(ConfigError, match="too many"):
+    with pytest.raises(ConfigError, match=r"takes codes as numbers of the shape \(B, \d+\), not"):
         made.from_codes(torch.cat([codes, codes], 1))
     with pytest.raises(ConfigError, match="label"):
         made.from_codes(codes, torch.tensor([0, 1]))

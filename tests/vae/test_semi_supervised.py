@@ -23,7 +23,7 @@ from mezzotint.training.run import RunSettings, train
 from mezzotint.training.schedule import Budget
 from mezzotint.vae.likelihoods import BernoulliConfig, GaussianPixelsConfig
 from mezzotint.vae.networks import ConvConfig, MLPConfig
-from mezzotint.vae.objectives import ELBO, Capacity
+from mezzotint.vae.objectives import ELBO, Capacity, ImportanceWeighted
 from mezzotint.vae.posteriors import AuxiliaryPosteriorConfig
 from mezzotint.vae.semi_supervised import (
     CodeClassifier,
@@ -244,6 +244,13 @@ def test_the_divergence_is_penalised_as_the_objective_says(truth, objective, mad
     truth("semi-supervised-vae", f"loss with the {objective.kind} objective, relative", "its terms",
           (found.total / expected - 1).abs().detach(), 1e-14)  # fmt: skip
     assert torch.allclose(found.parts["penalty"], penalty)
+    assert ("capacity" in found.parts) == isinstance(objective, Capacity)
+
+
+@pytest.mark.parametrize("make", [lambda o: m2(objective=o), lambda o: stacked(objective=o)])
+def test_bounds_that_are_sums_over_classes_have_two_objectives(make):
+    with pytest.raises(ConfigError, match="elbo or capacity, not importance"):
+        make(ImportanceWeighted(3))
 
 
 def test_codes_of_another_posterior_than_a_gaussian_are_refused():

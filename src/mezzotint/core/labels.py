@@ -49,6 +49,22 @@ def given_pictures(x: Tensor, channels: int, size: int) -> None:
         )
 
 
+def given_codes(codes: Tensor, *shape: int, choices: int = 0) -> None:
+    """Raises `ConfigError` where these are no codes (B, *shape): numbers, or 0 ... choices - 1 if that is given."""
+    if choices:
+        fits = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
+    else:
+        fits = codes.is_floating_point()
+    if not fits or codes.shape[1:] != shape or codes.dim() != len(shape) + 1:
+        whole = "whole " if choices else ""
+        raise ConfigError(
+            f"this model takes codes as {whole}numbers of the shape (B, {', '.join(map(str, shape))}), not"
+            f" {tuple(codes.shape)} of {str(codes.dtype).removeprefix('torch.')}"
+        )
+    if choices and len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < choices:
+        raise ConfigError(f"codes are numbers from 0 to {choices - 1}, not from {codes.min()} to {codes.max()}")
+
+
 def given_labels(n: int, labels: Tensor | Sequence[int], classes: int, device: torch.device) -> Tensor:
     """The labels of n pictures that somebody names, (n,) on the device. Raises `ConfigError` where they do not fit."""
     if not classes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +21,8 @@ def framed(images: Tensor, rectangles: Rectangles | None, step: int) -> Tensor:
     """Pictures (n, C, S, S), enlarged where they are small, (n, 3, ., .), with the attention of a step in red.
 
     The square goes from the first filter's centre to the last one's, within the picture, so that a grid of filters that
-    is larger shows as the picture's border; the line is the wider, the wider the filters.
+    is larger shows as the picture's border; the line is the wider, the wider the filters. Where the attention is no
+    number, there is none.
     """
     from PIL import ImageDraw
 
@@ -32,15 +32,16 @@ def framed(images: Tensor, rectangles: Rectangles | None, step: int) -> Tensor:
         canvas = grid(picture[None], scale=scale, padding=0).convert("RGB")
         if rectangles is not None:
             centre, extent, std = (value[step, k] * scale for value in rectangles)
-            corners = torch.cat([centre - extent / 2, centre + extent / 2]).clamp(0, canvas.width - 1).tolist()
-            width = max(1, min(round(float(std) / scale), scale))
-            ImageDraw.Draw(canvas).rectangle(corners, outline=RED, width=width)
+            corners = torch.cat([centre - extent / 2, centre + extent / 2]).clamp(0, canvas.width - 1)
+            if corners.isfinite().all() and std.isfinite():
+                width = max(1, min(round(float(std) / scale), scale))
+                ImageDraw.Draw(canvas).rectangle(corners.tolist(), outline=RED, width=width)
         levels = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8)
         drawn.append(levels.reshape(canvas.height, canvas.width, 3).permute(2, 0, 1))
     return torch.stack(drawn) / 127.5 - 1
 
 
-def columns(steps: int) -> list[int]:
+def shown_steps(steps: int) -> list[int]:
     """The steps that a strip shows: the last one, and those before at even distances."""
     count = min(steps, COLUMNS)
     return [round((k + 1) * steps / count) - 1 for k in range(count)]
@@ -48,17 +49,28 @@ def columns(steps: int) -> list[int]:
 
 def strip(*rows: tuple[Tensor, Rectangles | None]) -> Image.Image:
     """Pictures (T, n, C, S, S) with their attention, time from left to right; of several such, row by row in turn."""
-    chosen = columns(len(rows[0][0]))
+    chosen = shown_steps(len(rows[0][0]))
     frames = [
         torch.stack([framed(pictures[step], rectangles, step) for step in chosen], 1) for pictures, rectangles in rows
     ]
     return grid(torch.stack(frames, 1).flatten(0, 2), columns=len(chosen), scale=1)
 
 
-def animation(pictures: Tensor, rectangles: Rectangles | None, file: Path, columns: int | None = None) -> None:
-    """Every step (T, n, C, S, S) in turn, and the finished pictures without attention for a while, as a GIF."""
-    frames = [framed(images, rectangles, step) for step, images in enumerate(pictures)]
-    frames.append(framed(pictures[-1], None, 0))
-    sheets = [grid(frame, columns=columns, scale=1).quantize(64) for frame in frames]
-    times = [max(60, 2400 // len(pictures))] * len(pictures) + [2000]  # milliseconds
-    sheets[0].save(file, save_all=True, append_images=sheets[1:], duration=times, loop=0)
+def animation(
+    *rows: tuple[Tensor, Rectangles | None], columns: int | None = None
+) -> tuple[list[Image.Image], list[int]]:
+    """Every step of pictures (T, n, C, S, S) in turn, and the last ones without attention for a while.
+
+    Returns the frames, and for how long each is to be seen, milliseconds. Of several such, a frame has a row of each.
+
+    columns  pictures in a row; None: as near to a square as n allows, or all n where there are several rows
+    """
+    steps, n = rows[0][0].shape[:2]
+    columns = n if len(rows) > 1 else columns
+
+    def sheet(step: int, attention: bool) -> Image.Image:
+        parts = [framed(pictures[step], where if attention else None, step) for pictures, where in rows]
+        return grid(torch.cat(parts), columns=columns, scale=1).quantize(64)
+
+    sheets = [sheet(step, True) for step in range(steps)] + [sheet(steps - 1, False)]
+    return sheets, [max(60, 2400 // steps)] * steps + [2000]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import given_pictures, refuse, refuse_labels
+from ..core.labels import given_codes, given_pictures, refuse, refuse_labels
 from ..core.likelihood import Pixels
 from ..core.model import Losses, Model
 from .likelihoods import LikelihoodConfig, LogisticsConfig, check_pixels
@@ -164,7 +164,8 @@ class Coder(Model):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """g(z), (B, C, H, W) in [-1, 1]."""
+        """g(z), (B, C, H, W) in [-1, 1]. Raises `ConfigError` for codes of another size."""
+        given_codes(codes, self.config.latent)
         numbers: Tensor = self.decoder(codes)
         return numbers.clamp(-1, 1) if self.config.error == "squared" else torch.tanh(numbers / 2)
 

@@ -219,6 +219,11 @@ class CVAE(VariationalModel):
         """What completed pictures are to be like: the pictures, or their silhouettes, (B, C, H, W)."""
         return self.config.condition.target(images).expand_as(images)
 
+    @property
+    def explained(self) -> int:
+        """The numbers of y that are not seen."""
+        return cast("int", self.dims)
+
     def recognise(self, batch: Batch) -> tuple[Tensor, ...]:
         """Mean and log-deviation of q(z | x, y) and of p(z | x), and what the generation network makes of x."""
         condition = self.config.condition

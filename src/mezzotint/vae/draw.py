@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
+from ..core.labels import given_codes
 from ..core.model import Rectangles, Strip
 from .filterbank import NUMBERS, Attention, covering, read, write
 from .gaussian import Gaussian
@@ -220,7 +221,8 @@ class DRAW(CodedModel):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """E[x | c_T] of z (B, T, latent): (B, C, S, S) in [-1, 1]."""
+        """E[x | c_T] of z (B, T, latent): (B, C, S, S) in [-1, 1]. Raises `ConfigError` for codes of another size."""
+        given_codes(codes, self.config.glimpses, self.config.latent)
         return self.likelihood.mean(self._last(codes))
 
     def reconstruct(self, images: Tensor) -> Tensor:

@@ -46,20 +46,35 @@ class Gaussian(NamedTuple):
         z = self.at(noise)
         return Drawn(z, self.kl(prior), prior.log_prob(z) - self.log_prob(z))
 
+    @property
+    def wide(self) -> Gaussian:
+        """The same in float32 at least: of half precision a sum of nats is off by tenths."""
+        return Gaussian(*(value.to(torch.promote_types(value.dtype, torch.float32)) for value in self))
+
     def log_prob(self, z: Tensor) -> Tensor:
         """ln N(z), nats, summed over all but the first dimension: (B,)."""
-        scaled = (z - self.mean) * torch.exp(-self.log_std)
-        return -(0.5 * (scaled**2 + LOG_2PI) + self.log_std).flatten(1).sum(1)
+        return self.log_density(z).flatten(1).sum(1)
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """That of each dimension, nats, of z's shape."""
+        mean, log_std = self.wide
+        return -(0.5 * (((z - mean) * torch.exp(-log_std)) ** 2 + LOG_2PI) + log_std)
+
+    def entropy(self) -> Tensor:
+        """-E[ln N], nats, summed over all but the first dimension: (B,)."""
+        return (self.wide.log_std + 0.5 * (LOG_2PI + 1)).flatten(1).sum(1)
 
     def kl(self, other: Gaussian | None = None) -> Tensor:
         """KL(self || other) of each dimension, nats, of the mean's shape; against N(0, I) where no other is given.
 
         ln(s' / s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2     (survey, eq. 3)
         """
+        mean, log_std = self.wide
         if other is None:
-            return 0.5 * (self.mean**2 + torch.exp(2 * self.log_std) - 1) - self.log_std
-        ratio = self.log_std - other.log_std
-        return 0.5 * (torch.exp(2 * ratio) + ((self.mean - other.mean) * torch.exp(-other.log_std)) ** 2 - 1) - ratio
+            return 0.5 * (mean**2 + torch.exp(2 * log_std) - 1) - log_std
+        other = other.wide
+        ratio = log_std - other.log_std
+        return 0.5 * (torch.exp(2 * ratio) + ((mean - other.mean) * torch.exp(-other.log_std)) ** 2 - 1) - ratio
 
     def repeat(self, times: int) -> Gaussian:
         """Each row so many times, one after the other: (B times, ...)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.errors import ConfigError
-from ..core.labels import refuse, refuse_labels
+from ..core.labels import given_codes, refuse, refuse_labels
 from .gaussian import Drawn, Gaussian
 from .likelihoods import Likelihood
 from .model import CodedModel, Draws, Latents, check_controls, refuse_doubly
@@ -168,8 +168,7 @@ class GroupedModel(CodedModel):
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """E[x | z], (B, C, H, W) in [-1, 1]. Raises `ConfigError` for another number of dimensions."""
-        if codes.shape[1] != self._width:
-            raise ConfigError(f"the groups of this model have {self._width} dimensions together, not {codes.shape[1]}")
+        given_codes(codes, self._width)
         z = self._split(codes)
         return self.likelihood.mean(self.descend(len(codes), None, lambda group, prior, posterior: z[group]))
 

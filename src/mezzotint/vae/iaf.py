@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from ..core.config import Config
 from ..core.errors import ConfigError
 from ..nn.masked import MaskedConv2d
-from .gaussian import LOG_2PI, Drawn, Gaussian
+from .gaussian import Drawn, Gaussian
 from .likelihoods import LikelihoodConfig, LogisticsConfig
 from .objectives import ELBO, ObjectiveConfig
 from .topdown import Level, TopDownModel
@@ -131,17 +131,12 @@ class Flowing(NamedTuple):
     def draw(self, noise: Tensor, prior: Gaussian) -> Drawn:
         """In place of the KL, which has no closed form, ln q(z) - ln p(z) of each element of this z."""
         z = self.begin.at(noise)
-        log_q = log_density(self.begin, z)
+        log_q = self.begin.log_density(z)
         for step in self.steps:
             z, log_det = step(z, self.context)
             log_q = log_q - log_det
-        kl = log_q - log_density(prior, z)
+        kl = log_q - prior.log_density(z)
         return Drawn(z, kl, -kl.flatten(1).sum(1))
-
-
-def log_density(gaussian: Gaussian, z: Tensor) -> Tensor:
-    """Of each element, nats, of z's shape."""
-    return -(0.5 * (((z - gaussian.mean) * torch.exp(-gaussian.log_std)) ** 2 + LOG_2PI) + gaussian.log_std)
 
 
 class IAFLevel(Level):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..autoregressive.choosing import check_temperature
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.codes import slerp
 from ..core.errors import ConfigError
-from ..core.labels import given_pictures, refuse, refuse_labels
+from ..core.labels import given_codes, given_pictures, refuse, refuse_labels
 from ..core.likelihood import Pixels
 from ..core.model import Latents as Latents
 from ..core.model import Losses, Model
@@ -98,6 +99,12 @@ class VariationalModel(Model):
         """Channels and size of a picture."""
         return self.config.channels, self.config.image_size
 
+    @property
+    def explained(self) -> int:
+        """Of how many numbers of a picture the likelihood is."""
+        channels, size = self.picture
+        return channels * size**2
+
     def draws(self, random: PictureRandom, times: int = 1) -> Draws:
         """So many draws of each picture, in the precision of the networks."""
         return Draws(random, times, next(self.parameters()).dtype)
@@ -110,7 +117,7 @@ class VariationalModel(Model):
     def _losses(self, inferred: Inferred, batch: Batch) -> Losses:
         """What the objective makes of what was inferred of these pictures."""
         if self.lagrangian is not None:
-            return self.lagrangian.losses(inferred, batch.images[0].numel())
+            return self.lagrangian.losses(inferred, self.explained)
         assert not isinstance(self.objective, Constrained)
         return self.objective.losses(inferred, self.steps)
 
@@ -132,7 +139,7 @@ class VariationalModel(Model):
 
         Raises `ConfigError` for a K that is no whole number of at least 1, or pictures of another kind.
         """
-        if not isinstance(samples, int) or samples < 1:
+        if not isinstance(samples, Integral) or isinstance(samples, bool) or samples < 1:
             raise ConfigError(f"a bound takes 1, 2, 3, ... samples of z, not {samples}")
         seeds = picture_seeds(len(images), seeds)
         if samples > 1 and len(images) > PICTURES:
@@ -232,9 +239,7 @@ class CodedModel(VariationalModel):
         Raises `ConfigError` for labels, of which this model knows nothing, or another number of numbers.
         """
         refuse_labels(labels)
-        if excess := codes.shape[1] - sum(math.prod(shape) for shape in self.noise_shapes):
-            many = "many" if excess > 0 else "few"
-            raise ConfigError(f"codes are as `codes` draws them; these have too {many} numbers for this model")
+        given_codes(codes, sum(math.prod(shape) for shape in self.noise_shapes))
         return self.likelihood.mean(self.generate(len(codes), Replayed(codes.to(next(self.parameters())))))
 
     def between(self, first: Tensor, last: Tensor, shares: Tensor) -> Tensor:

@@ -160,15 +160,14 @@ class Constrained(Config):
     Source: Klushyn et al. 2019 (arXiv 1905.04982), section 2.2. Raises `ConfigError` for what cannot be.
     """
 
-    most: float = 2.4  # kappa^2: -ln p(x | z) at most, on average, nats per channel of a pixel
+    most: float = 2.4  # kappa^2: -ln p(x | z) at most, on average, nats per number that is explained
     begin: float = 0.1  # beta at the first step
     least: float = 0.01  # of beta, above 0: a constraint that cannot be met is not to leave codes without a prior
     rate: float = 1.0  # nu
     slope: float = 3.0  # tau
     memory: float = 0.99  # alpha: share of the moving average of -ln p(x | z) that survives a step
-    wait: bool = (
-        True  # beta, and a prior that is learned, stay as they are until the constraint is met for the first time
-    )
+    # Beta, and a prior that is a piece of its own and learns, stay as they are until the constraint is met once
+    wait: bool = True
     kind: Literal["constrained"] = "constrained"
     samples: ClassVar[int] = 1
 
@@ -201,7 +200,7 @@ class Lagrangian(nn.Module):
     """What `Constrained` remembers from step to step.
 
     beta     the weight of the KL, ()
-    average  the moving average of -ln p(x | z), nats per channel of a pixel, (); nan before the first step
+    average  the moving average of -ln p(x | z), nats per number that is explained, (); nan before the first step
     met      whether the constraint was met once, or need not be waited for, ()
     """
 
@@ -219,7 +218,7 @@ class Lagrangian(nn.Module):
 
     @property
     def waits(self) -> bool:
-        """Whether a learned prior is not to learn yet."""
+        """Whether a prior that is a piece of its own is not to learn yet."""
         return self.training and not bool(self.met)
 
     def losses(self, inferred: Inferred, dimensions: int) -> Losses:

@@ -13,7 +13,7 @@ from ..autoregressive.pixelcnn import PixelCNNConfig, one_channel, sample_pixels
 from ..core.batch import PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import refuse, refuse_labels
+from ..core.labels import given_codes, refuse, refuse_labels
 from .likelihoods import LogisticsConfig
 from .model import Draws, check_controls
 from .networks import ConvConfig, MLPConfig, begin
@@ -199,6 +199,9 @@ class PixelVAE(VectorModel):
         """x of p(x | z), (B, C, H, W) in [-1, 1]: one of the many pictures that a code allows.
 
         seeds  of the pixels; None: the same for every code, so that two pictures differ by their codes alone
+
+        Raises `ConfigError` for codes of another size.
         """
+        given_codes(codes, self.config.latent)
         seeds = [0] * len(codes) if seeds is None else seeds
         return self.draw(codes, PictureRandom(picture_seeds(len(codes), seeds), codes.device))

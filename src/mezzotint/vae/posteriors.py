@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ class GaussianPosteriorConfig(Config):
     """N(mu(x), diag(sigma(x)^2)); see `GaussianPosterior`."""
 
     kind: Literal["gaussian"] = "gaussian"
+    closed: ClassVar[bool] = True  # whether its density is known
 
     def outputs(self, latent: int) -> int:
         """How many numbers the encoder makes of a picture: mean and log-variance."""
@@ -88,6 +89,7 @@ class AuxiliaryPosteriorConfig(Config):
     widths: tuple[int, ...] = (128,)  # of the networks between lambda and z
     activation: Activation = "silu"  # of those
     kind: Literal["auxiliary"] = "auxiliary"
+    closed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("context", "features"):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.errors import ConfigError
-from .gaussian import LOG_2PI, Gaussian
+from .gaussian import Gaussian
 from .model import Draws
 from .networks import Activation, answering, check_widths
 from .objectives import importance_bound
@@ -48,6 +48,7 @@ class StandardPriorConfig(Config):
     """N(0, I)."""
 
     kind: Literal["standard"] = "standard"
+    closed: ClassVar[bool] = True  # whether its density is known
 
     def build(self, latent: int) -> StandardPrior:
         """For z of so many dimensions."""
@@ -88,6 +89,7 @@ class HierarchicalPriorConfig(Config):
     widths: tuple[int, ...] = (128, 128)  # of the networks between z and zeta
     activation: Activation = "relu"  # of those
     kind: Literal["hierarchical"] = "hierarchical"
+    closed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("context", "draws"):
@@ -143,8 +145,7 @@ class HierarchicalPrior(Prior):
     def weigh(self, given: Gaussian, z: Tensor, draws: Draws, held: bool = False) -> tuple[Tensor, Tensor]:
         """By K draws of zeta; the KL in one column."""
         log_prob = self.log_prob(z, draws.normal(self.config.draws, self.config.context), held)
-        entropy = (given.log_std + 0.5 * (LOG_2PI + 1)).sum(1)
-        return (-entropy - log_prob)[:, None], log_prob
+        return (-given.entropy() - log_prob)[:, None], log_prob
 
     def draw(self, draws: Draws, temperature: float = 1.0) -> Tensor:
         """Zeta from N(0, t^2 I), z from p(z | zeta) at the same temperature t."""
@@ -152,7 +153,7 @@ class HierarchicalPrior(Prior):
         return Gaussian.of(self.generate(zeta)).at(draws.normal(self.latent), temperature)
 
     def around(self, z: Tensor) -> Gaussian:
-        """P(z | zeta) at the mean of q(zeta | z)."""
+        """The Gaussian p(z | zeta) at the mean of q(zeta | z)."""
         return Gaussian.of(self.generate(Gaussian.of(self.infer(z)).mean))
 
 

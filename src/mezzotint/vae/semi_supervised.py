@@ -17,7 +17,7 @@ from ..core.config import Config
 from ..core.errors import ConfigError
 from ..core.labels import choose_labels, given_labels, labels_of
 from ..core.model import Latents, Losses, Model
-from .gaussian import LOG_2PI, Gaussian
+from .gaussian import Gaussian
 from .likelihoods import LikelihoodConfig, LogisticsConfig
 from .model import Draws, VariationalModel
 from .networks import ACTIVATIONS, ConvConfig, MLPConfig, NetworkConfig, begin, mlp
@@ -90,7 +90,7 @@ class SemiSupervisedConfig(Config):
     objective: ELBO | Capacity = field(default_factory=ELBO)  # of both bounds
 
     def __post_init__(self) -> None:
-        _check_semi_supervised(self.classes, self.labelled, self.every, self.alpha, self.latent)
+        _check_semi_supervised(self)
 
 
 class ClassAndCode(nn.Module):
@@ -214,6 +214,8 @@ class SemiSupervised(VariationalModel):
         else:
             parts["penalty"] = (weights * penalty).mean()
             total = total + parts["reconstruction"] + parts["penalty"]
+        if isinstance(self.objective, Capacity):
+            parts["capacity"] = self.objective.capacity(self.steps).float()
         return Losses(total, {name: value.detach() for name, value in parts.items()})
 
     @abstractmethod
@@ -317,7 +319,7 @@ class SemiSupervisedVAE(SemiSupervised):
         return numbers
 
     def _point(self, images: Tensor) -> Tensor:
-        return images
+        return self.given(images).images
 
 
 @dataclass(frozen=True)
@@ -333,7 +335,7 @@ class StackedConfig(Config):
     objective: ELBO | Capacity = field(default_factory=ELBO)  # of both bounds
 
     def __post_init__(self) -> None:
-        _check_semi_supervised(self.classes, self.labelled, self.every, self.alpha, self.latent)
+        _check_semi_supervised(self)
 
 
 class StackedVAE(SemiSupervised):
@@ -378,8 +380,7 @@ class StackedVAE(SemiSupervised):
         inner = self._explain(z1, batch.labels, draws)
         numbers = self.codes.decoder(z1.flatten(1))
         log_likelihood = self.likelihood.log_prob(numbers, batch.images)
-        entropy = (q.log_std + 0.5 * (LOG_2PI + 1)).sum(1)
-        divergence = -inner.log_likelihood - entropy
+        divergence = -inner.log_likelihood - q.entropy()
         log_ratio = inner.log_weight - q.log_prob(z1.flatten(1))
         return Inferred(log_likelihood, torch.cat([divergence[:, None], inner.kl], 1), log_ratio)
 
@@ -421,12 +422,17 @@ def _check_classes(classes: int) -> None:
         raise ConfigError(f"pictures of at least 2 classes are needed, not of {classes}")
 
 
-def _check_semi_supervised(classes: int, labelled: int, every: int, alpha: float, latent: int) -> None:
-    _check_classes(classes)
-    FewLabels(labelled, every)
-    if every < 2:
+def _check_semi_supervised(config: SemiSupervisedConfig | StackedConfig) -> None:
+    _check_classes(config.classes)
+    FewLabels(config.labelled, config.every)
+    if config.every < 2:
         raise ConfigError("every is 2 or more: other pictures than labelled ones must be shown too")
-    if alpha < 0:
-        raise ConfigError(f"alpha must not be negative, but it is {alpha}")
-    if latent < 1:
-        raise ConfigError(f"a code has at least 1 dimension, not {latent}")
+    if config.alpha < 0:
+        raise ConfigError(f"alpha must not be negative, but it is {config.alpha}")
+    if config.latent < 1:
+        raise ConfigError(f"a code has at least 1 dimension, not {config.latent}")
+    if not isinstance(config.objective, ELBO | Capacity):
+        raise ConfigError(
+            f"the objective of the semi-supervised models is elbo or capacity, not {config.objective.kind}:"
+            " both bounds are sums over classes"
+        )

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.model import Encodes, HasLatents, Model
 
+TOGETHER = 50  # pictures whose posterior is found at once
 VALUES = (-3.0, -2.25, -1.5, -0.75, 0.0, 0.75, 1.5, 2.25, 3.0)  # deviations of N(0, I)
 
 
@@ -37,13 +38,15 @@ def traverse(
     """
     picture = _one(picture)
     code = _encode(model, picture)
-    seen = (picture if reference is None else reference).to(model.device)
-    kl = cast("HasLatents", model).latents(seen).kl.flatten(1).mean(0)
+    kl = _nats(model, picture)
     if len(kl) != code.numel():
         raise ConfigError(
             f"a code of {code.numel()} numbers in {len(kl)} maps cannot be traversed number by number; interpolate"
             " between two pictures instead"
         )
+    if reference is not None:
+        parts = [(len(part), _nats(model, part)) for part in reference.split(TOGETHER)]
+        kl = torch.stack([count * nats for count, nats in parts]).sum(0) / len(reference)
     chosen = kl.argsort(descending=True)[: min(dimensions, len(kl))]  # (R,)
     codes = code.flatten().repeat(len(chosen), len(values), 1)  # (R, V, D)
     for row, dimension in enumerate(chosen):
@@ -67,6 +70,11 @@ def interpolate(model: Model, first: Tensor, last: Tensor, steps: int = 9) -> Te
     start, end = (model.encode(_one(picture).to(model.device)) for picture in (first, last))
     shares = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device).view(-1, *[1] * (start.dim() - 1))
     return model.decode(start + shares * (end - start))
+
+
+def _nats(model: Model, pictures: Tensor) -> Tensor:
+    """KL of each dimension, (D,), the mean over pictures."""
+    return cast("HasLatents", model).latents(pictures.to(model.device)).kl.flatten(1).float().mean(0)
 
 
 def _one(picture: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.batch import Batch
 from ..core.config import Config
 from ..core.errors import ConfigError
+from ..core.labels import given_codes
 from ..core.model import Losses
 from .gaussian import Gaussian
 from .likelihoods import LikelihoodConfig, LogisticsConfig
@@ -42,16 +43,16 @@ class VAEConfig(Config):
     def __post_init__(self) -> None:
         if self.latent < 1:
             raise ConfigError(f"a code has at least 1 dimension, not {self.latent}: set latent")
-        if self.posterior.kind != "gaussian":
+        if not self.posterior.closed:
             refuse_doubly(self.objective, "a posterior whose z is drawn given another variable")
-        if self.prior.kind != "standard":
+        if not self.prior.closed:
             refuse_doubly(self.objective, "a prior whose density is itself an estimate")
 
 
 class VectorModel(VariationalModel):
     """p(x | z) p(z) and q(z | x), z a vector; survey, eq. 3-14.
 
-    inference  q(z | x), as `config.posterior` says
+    inference  what makes q(z | x), as `config.posterior` says; `posterior` is the distribution itself
     prior      p(z), as `config.prior` says
     """
 
@@ -121,8 +122,8 @@ class VectorModel(VariationalModel):
         """
         posterior = self.posterior(images)
         given = posterior.kl(self.prior.around(posterior.mean))
-        plain = self.config.posterior.kind == "gaussian" and self.config.prior.kind == "standard"
-        return Latents(posterior.mean, given, None if plain else self.divergence(images, seeds))
+        closed = self.config.posterior.closed and self.config.prior.closed
+        return Latents(posterior.mean, given, None if closed else self.divergence(images, seeds))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -131,7 +132,8 @@ class VectorModel(VariationalModel):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """E[x | z], (B, C, H, W) in [-1, 1]."""
+        """E[x | z], (B, C, H, W) in [-1, 1]. Raises `ConfigError` for codes of another size."""
+        given_codes(codes, self.config.latent)
         return self.likelihood.mean(self.decoder(codes))
 
     def reconstruct(self, images: Tensor) -> Tensor:

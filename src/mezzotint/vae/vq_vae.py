@@ -17,7 +17,7 @@ from ..autoregressive.tokens import PixelCNNPriorConfig, TokenPriorConfig
 from ..core.batch import Batch, PictureRandom, picture_seeds
 from ..core.config import Config
 from ..core.errors import ConfigError
-from ..core.labels import choose_labels, given_labels, given_pictures, labels_of, refuse
+from ..core.labels import choose_labels, given_codes, given_labels, given_pictures, labels_of, refuse
 from ..core.likelihood import Pixels
 from ..core.model import Losses, Model
 from .likelihoods import LikelihoodConfig, LogisticsConfig, check_pixels
@@ -153,14 +153,7 @@ class VQVAE(Model):
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """E[x | z_q] of codes (B, h, w), (B, C, H, W) in [-1, 1]. Raises `ConfigError` for what is none of them."""
-        grid, many = self.config.grid, self.config.codebook.codes
-        if codes.is_floating_point() or codes.dim() != 3 or codes.shape[1:] != (grid, grid):
-            raise ConfigError(
-                f"the codes of a picture are {grid} x {grid} whole numbers, (B, {grid}, {grid}), not"
-                f" {tuple(codes.shape)} of {str(codes.dtype).removeprefix('torch.')}"
-            )
-        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < many:
-            raise ConfigError(f"codes are numbers from 0 to {many - 1}, not from {codes.min()} to {codes.max()}")
+        given_codes(codes, self.config.grid, self.config.grid, choices=self.config.codebook.codes)
         return self.likelihood.mean(self.numbers(codes))
 
     def reconstruct(self, images: Tensor) -> Tensor:
