@@ -56,21 +56,21 @@ class Entry:
     controls: str = ""  # options of `mezzotint sample` and `evaluate`
     begin: str = ""  # what `mezzotint sample` begins from, where `evaluate` knows it
     evaluate: str = JUDGED
-    draws: bool = True
+    draws: str = "sample"  # the command that makes the picture; "": there is none
 
 
 GUIDED = "--guidance 1"
 ENTRIES = (
-    Entry("classifier", pictures=150_000, evaluate="--data fashion", draws=False),
+    Entry("classifier", pictures=150_000, evaluate="--data fashion", draws=""),
     Entry("autoencoder", pictures=200_000),
-    Entry("denoising-autoencoder", pictures=200_000, evaluate="--data fashion", draws=False),
+    Entry("denoising-autoencoder", pictures=200_000, evaluate="--data fashion", draws="reconstruct"),
     Entry("generative-dae", pictures=300_000),
     Entry("vae", pictures=200_000),
     Entry("beta-vae", pictures=200_000),
     Entry("capacity-vae", pictures=200_000),
     Entry("pixelvae", pictures=100_000),
     Entry("cvae", pictures=120_000, begin="--source fashion"),
-    Entry("semi-supervised-m1", pictures=220_000, evaluate="--data fashion", draws=False),
+    Entry("semi-supervised-m1", pictures=220_000, evaluate="--data fashion", draws=""),
     Entry("semi-supervised-m2", pictures=100_000),
     Entry("semi-supervised-vae", pictures=360_000),
     Entry("iwae", pictures=60_000),
@@ -109,7 +109,7 @@ ENTRIES = (
     Entry("score-sde-vp", controls=GUIDED, evaluate=SLOWLY_JUDGED),
     Entry("score-sde-ve", controls=GUIDED, evaluate=SLOWLY_JUDGED),
     Entry("score-sde-subvp", controls=GUIDED, evaluate=SLOWLY_JUDGED),
-    Entry("noisy-classifier", evaluate="--data fashion", draws=False),
+    Entry("noisy-classifier", evaluate="--data fashion", draws=""),
     Entry("adm", controls="--control classifier_guidance=1", evaluate=SLOWLY_JUDGED),
     Entry("edm", controls=f"{GUIDED} --solver ancestral --steps 40", evaluate=SLOWLY_JUDGED),
     Entry("dit", controls=GUIDED, evaluate=SLOWLY_JUDGED),
@@ -174,12 +174,13 @@ def make(entry: Entry, threads: int, anew: bool) -> dict:
     row = {"command": f"mezzotint {line}", "seed": 0, "minutes": round(trained["seconds"] / 60, 1)}
     row |= {"cores": trained["threads"], "pictures": trained["pictures"]}
     if entry.draws:
-        drawing = " ".join(
-            f"sample {run} --n 100 {entry.controls} {entry.begin} --out gallery/{entry.system}.png".split()
-        )
+        drawing = f"{entry.draws} {run} --n 100 {entry.controls} {entry.begin} --out gallery/{entry.system}.png"
+        if entry.draws == "reconstruct":
+            drawing = f"reconstruct {run} --data fashion --n 30 --out gallery/{entry.system}.png"
+        drawing = " ".join(drawing.split())
         command(drawing, threads)
         row["sample"] = f"mezzotint {drawing}"
-    judge = f"evaluate {run} {entry.evaluate} {entry.controls if entry.draws else ''}".strip()
+    judge = f"evaluate {run} {entry.evaluate} {entry.controls if entry.draws == 'sample' else ''}".strip()
     judged = command(judge, threads)
     row["evaluate"] = f"mezzotint {judge}"
     row["numbers"] = {

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import mezzotint as mz
@@ -54,6 +55,7 @@ def run(tmp_path_factory):
     mz.create("cgan", image_size=16, classes=("shirt", "dress")).save(root / "told")
     mz.create("vae", image_size=16, latent=6).save(root / "vae")
     mz.create("draw", image_size=16, glimpses=5).save(root / "draw")
+    mz.create("denoising-autoencoder", image_size=16).save(root / "repairs")
     mz.create("vdvae", image_size=16).save(root / "ladder")
     return root
 
@@ -183,6 +185,25 @@ def test_each_row_of_a_traversal_changes_one_dimension(call, run, tmp_path):
     expected = traverse(model, picture, dimensions=4, reference=pictures.batch(spread_over(len(pictures), 20)).images)
     grid(expected.flatten(0, 1), columns=9).save(tmp_path / "expected.png")
     assert np.array_equal(Image.open(tmp_path / "rows.png"), Image.open(tmp_path / "expected.png"))
+
+
+def test_pictures_stand_above_what_is_made_of_them(call, run, tmp_path):
+    """In blocks of ten; a denoising model is shown them spoiled, which is the row between."""
+    shown = mz.data.open_pictures("fashion", split="test", image_size=16)
+    images = shown.batch(spread_over(len(shown), 12)).images
+    expected = {"vae": 2, "repairs": 3}
+    for name, rows in expected.items():
+        asked = ("reconstruct", run / name, "--data", "fashion", "--n", 12, "--seed", 5, "--precision", "fp32")
+        code, out, err = call(*asked, "--out", tmp_path / f"{name}.png", "--json")
+        assert code == 0, err
+        assert json.loads(out)["n"] == 12
+        model = mz.load(run / name)
+        given = images if rows == 2 else model.corrupt(images, range(5, 17))
+        parts = [images, *([given] if rows == 3 else []), model.reconstruct(given)]
+        blank = torch.ones(8, 1, 16, 16)
+        sheet = [part[:10] for part in parts] + [torch.cat([part[10:], blank]) for part in parts]
+        grid(torch.cat(sheet), columns=10).save(tmp_path / "expected.png")
+        assert np.array_equal(Image.open(tmp_path / f"{name}.png"), Image.open(tmp_path / "expected.png"))
 
 
 def test_a_picture_is_shown_while_it_is_painted(call, run, tmp_path):
@@ -322,6 +343,8 @@ def test_path_length_and_equivariance_are_numbers_beside_the_others(call, tmp_pa
             2,
             "--plus takes seeds",
         ),
+        (("reconstruct", "GAN", "--data", "fashion", "--out", "x.png"), 2, "reconstructs no pictures"),
+        (("reconstruct", "DRAW", "--data", "EMPTY", "--out", "x.png"), 1, "no pictures"),
         (("paint", "GAN", "--out", "x.png"), 2, "paints no picture step by step"),
         (("paint", "DRAW", "--out", "x"), 2, "no picture file"),
         (("paint", "DRAW", "--out", "x.psd"), 2, "no picture file"),

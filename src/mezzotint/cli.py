@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 
 FAILED, WRONG_CALL, INTERRUPTED = 1, 2, 130
+IN_A_ROW = 10  # pictures of a sheet
 
 
 class Precision(str, Enum):
@@ -276,6 +277,49 @@ def arithmetic(
         sheet = arithmetic_sheet(coded, **seeds, around=around, label=told)
     _save(grid(sheet.flatten(0, 1), columns=sheet.shape[1]), out)
     print(jsonlib.dumps({**seeds, "file": str(out)}) if json else out)
+
+
+@app.command()
+def reconstruct(
+    run: Run,
+    data: Annotated[str, typer.Option(help="Set of the pictures; as --data of train.")],
+    out: Annotated[Path, typer.Option(help="A picture file: below each picture what the model makes of it.")],
+    n: Annotated[int, typer.Option(min=1, help="How many test pictures.")] = 10,
+    seed: Seed = 0,
+    precision: PrecisionOption = Precision.auto,
+    json: Json = False,
+) -> None:
+    """Draw pictures beside what the model keeps of them.
+
+    A denoising model is shown them spoiled, as in training; that is then the row between.
+    """
+    import torch
+
+    from .core.model import Reconstructs
+    from .core.precision import autocast, resolve_precision
+    from .data import spread_over
+    from .data.grid import grid
+    from .evaluation.restoration import Restores
+
+    _picture_file(out)
+    model = _load(run, _accelerator())
+    if not isinstance(model, Reconstructs):
+        raise ConfigError(
+            f"{_name(model)} reconstructs no pictures; `mezzotint describe` says which systems reconstruct"
+        )
+    pictures = _test_pictures(model, data)
+    images = _seen(model, pictures, spread_over(len(pictures), n), seed)
+    rows, shown = [images], images
+    with torch.no_grad(), autocast(resolve_precision(precision.value, model.device), model.device):
+        if isinstance(model, Restores):
+            shown = model.corrupt(images, range(seed, seed + len(images)))
+            rows.append(shown)
+        rows.append(model.reconstruct(shown))
+    columns = min(len(images), IN_A_ROW)
+    blank = images.new_ones(-len(images) % columns, *images.shape[1:])
+    whole = torch.stack([torch.cat([row, blank]) for row in rows]).unflatten(1, (-1, columns))
+    _save(grid(whole.transpose(0, 1).flatten(0, 2), columns=columns), out)
+    print(jsonlib.dumps({"n": len(images), "file": str(out)}) if json else out)
 
 
 @app.command()
@@ -751,12 +795,12 @@ def _test_pictures(model: Model, data: str) -> Pictures:
     return open_pictures(data, split="test", image_size=size, channels=channels)
 
 
-def _seen(model: Model, pictures: Pictures, places: Sequence[int]) -> Any:
-    """Some of them as the model sees pictures, (n, C, H, W); where they are binarised, with seeds from 0."""
+def _seen(model: Model, pictures: Pictures, places: Sequence[int], seed: int = 0) -> Any:
+    """Some of them as the model sees pictures, (n, C, H, W); where they are binarised, with seeds from `seed`."""
     from .evaluation.likelihood import as_shown
 
     images = pictures.batch(places).images
-    return as_shown(images, model.pixels or "levels", range(len(places)), model.device)
+    return as_shown(images, model.pixels or "levels", range(seed, seed + len(places)), model.device)
 
 
 def _begin(model: Model, n: int, source: str | None) -> Any:
