@@ -17,6 +17,7 @@ from ..core.likelihood import Pixels
 from ..core.model import Classifies, HasELBO, HasLatents, HasLogProb, Model, Samples
 from ..data.pictures import Transported
 from ..systems import find, load
+from .codebook import Quantises, usage
 from .collapse import diagnose
 from .describing import THUMBNAIL, Described, Describer, spread_over, thumbnails
 from .distances import Estimate, accuracy, frechet_distance, inception_score, kernel_distance
@@ -64,6 +65,12 @@ MEANINGS = {  # what each number asks, and where the answer should be
     "kl": (
         "above 0",
         "nats that the code carries: divergence of the posterior from the prior, all of it that the bound counts; 0 is"
+        " collapse",
+    ),
+    "codes_used": ("higher", "share of the codebook that held-out pictures make use of"),
+    "code_perplexity": (
+        "higher",
+        "exp of the entropy of the codes of held-out pictures: so many, chosen equally often, would say as much; 1 is"
         " collapse",
     ),
     "restored_mse": (
@@ -155,6 +162,8 @@ def evaluate(
             numbers += _likelihood(model, test, measured, batch_size, seeds, likelihood)
         if isinstance(model, HasLatents):
             numbers += _code(model, test, n, batch_size, seeds)
+        if isinstance(model, Quantises):
+            numbers += _codebook(model, test, n, batch_size, seeds)
         if isinstance(model, Restores):
             numbers += _restoration(model, test, n, batch_size, seeds)
         if isinstance(model, Classifies):
@@ -402,6 +411,21 @@ def _code(model: Any, test: Pictures, n: int, batch_size: int, seed: int) -> lis
         replace(_number(name, name, Estimate(value, 0.0), protocol), by_dimension=tuple(each.tolist()))
         for name, (value, each) in values.items()
     ]
+
+
+def _codebook(model: Any, test: Pictures, n: int, batch_size: int, seed: int) -> list[Number]:
+    """Are all codes used?"""
+    pixels = _pixels(model)
+    found = usage(model, _spread(test, n, batch_size), pixels=pixels, seed=seed, device=model.device)
+    protocol = {
+        "n": found.pictures,
+        "reference": f"{test.split} pictures of {test.name}",
+        "pixels": pixels,
+        "codes": len(found.shares),
+        "precision": "fp32",
+    }
+    values = {"codes_used": found.used, "code_perplexity": found.perplexity}
+    return [_number(name, name, Estimate(value, 0.0), protocol) for name, value in values.items()]
 
 
 def _restoration(model: Any, test: Pictures, n: int, batch_size: int, seed: int) -> list[Number]:

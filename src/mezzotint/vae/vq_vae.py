@@ -146,6 +146,10 @@ class VQVAE(Model):
         vectors = self.encoder(images).permute(0, 2, 3, 1)  # (B, h, w, D)
         return self.quantiser.nearest(vectors.to(self.quantiser.codebook.dtype))
 
+    def codebook(self) -> Tensor:
+        """What the codes stand for, (K, D)."""
+        return self.quantiser.codebook
+
     def numbers(self, codes: Tensor) -> Tensor:
         """What the decoder says of each pixel, (B, outputs, H, W)."""
         return cast("Tensor", self.decoder(self.quantiser.lookup(codes)))
@@ -293,3 +297,7 @@ class VQVAEPrior(Model):
     def reconstruct(self, images: Tensor) -> Tensor:
         """E[x | z_q(x)], (B, C, H, W) in [-1, 1]."""
         return self.codec.reconstruct(images)
+
+    def codebook(self) -> Tensor:
+        """What the codes stand for, (K, D)."""
+        return self.codec.codebook()
