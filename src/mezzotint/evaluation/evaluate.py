@@ -366,6 +366,11 @@ def _memorisation(
     return numbers, Neighbours(fake.pictures[:samples], beside, distances)
 
 
+def _held_out(test: Pictures, n: int, pixels: Pixels) -> dict[str, Any]:
+    """Which pictures a number is of."""
+    return {"n": n, "reference": f"{test.split} pictures of {test.name}", "pixels": pixels}
+
+
 def _likelihood(
     model: Any, test: Pictures, n: int, batch_size: int, seed: int, options: Mapping[str, Any] | None
 ) -> list[Number]:
@@ -374,9 +379,7 @@ def _likelihood(
         model, _spread(test, n, batch_size), pixels=_pixels(model), seed=seed, device=model.device, controls=options
     )
     protocol = {
-        "n": result.pictures,
-        "reference": f"{test.split} pictures of {test.name}",
-        "pixels": result.pixels,
+        **_held_out(test, result.pictures, result.pixels),
         "value": "upper bound" if result.bound else "exact",
         **({"of": f"{model.dims} numbers of each picture, given what it is shown"} if model.dims else {}),
         **{name: value for name, value in result.controls.items() if value is not None},
@@ -396,9 +399,7 @@ def _code(model: Any, test: Pictures, n: int, batch_size: int, seed: int) -> lis
     pixels = _pixels(model)
     found = diagnose(model, _spread(test, n, batch_size), pixels=pixels, seed=seed, device=model.device)
     protocol = {
-        "n": found.pictures,
-        "reference": f"{test.split} pictures of {test.name}",
-        "pixels": pixels,
+        **_held_out(test, found.pictures, pixels),
         "dimensions": len(found.kl),
         "verdict": found.verdict,
         "precision": "fp32",
@@ -418,9 +419,7 @@ def _codebook(model: Any, test: Pictures, n: int, batch_size: int, seed: int) ->
     pixels = _pixels(model)
     found = usage(model, _spread(test, n, batch_size), pixels=pixels, seed=seed, device=model.device)
     protocol = {
-        "n": found.pictures,
-        "reference": f"{test.split} pictures of {test.name}",
-        "pixels": pixels,
+        **_held_out(test, found.pictures, pixels),
         "codes": len(found.shares),
         "precision": "fp32",
     }
@@ -434,9 +433,7 @@ def _restoration(model: Any, test: Pictures, n: int, batch_size: int, seed: int)
     found = restoration(model, _spread(test, n, batch_size), pixels=pixels, seed=seed, device=model.device)
     corruption = getattr(getattr(model, "config", None), "corruption", None)
     protocol = {
-        "n": found.pictures,
-        "reference": f"{test.split} pictures of {test.name}",
-        "pixels": pixels,
+        **_held_out(test, found.pictures, pixels),
         **({"corruption": _settings(corruption)} if isinstance(corruption, Config) else {}),
         "seeds": f"{seed}...{seed + found.pictures - 1}",
         "precision": "fp32",
