@@ -17,6 +17,7 @@ SCRIPTS = (
     "figure_7",
     "blur",
     "collapse",
+    "completion",
     "traversal",
     "coarse_to_fine",
     "mnist_nats",
