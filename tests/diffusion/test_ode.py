@@ -71,7 +71,7 @@ def test_each_row_is_what_scipy_makes_of_it_alone(truth, start, end, tolerance):
         theirs = integrate.solve_ivp(alone, (start, end), Y[row].numpy(), rtol=tolerance, atol=tolerance / 10)
         worst = max(worst, float((solution.y[row] - torch.from_numpy(theirs.y[:, -1])).abs().max()))
         assert int(solution.evaluations[row]) == theirs.nfev
-    truth("ode dopri5", f"rtol {tolerance:g}, t = {start:g} to {end:g}", "scipy's solve_ivp, row by row", worst, 1e-14)
+    truth("ode dopri5", f"rtol {tolerance:g}, t = {start:g} to {end:g}", "scipy's solve_ivp, row by row", worst, 5e-14)
 
 
 def test_a_row_does_not_depend_on_its_batch():
