@@ -239,7 +239,7 @@ def interpolate(
     if out.suffix.lower() == ".gif":
         frames = [grid(image[None], padding=0).convert("L" if image.shape[0] == 1 else "RGB") for image in images]
         frames += frames[-2:0:-1]
-        _save(frames[0], out, save_all=True, append_images=frames[1:], duration=max(40, 2000 // n), loop=0)
+        _save_film(frames, out, max(40, 2000 // n))
     else:
         _save(grid(images, columns=n), out)
     print(jsonlib.dumps({"from": first, "to": last, "n": n, "file": str(out)}) if json else out)
@@ -399,7 +399,7 @@ def paint(
     rows.append((painted.pictures, painted.writes))
     if out.suffix.lower() == ".gif":
         frames, times = animation(*rows)
-        _save(frames[0], out, save_all=True, append_images=frames[1:], duration=times, loop=0)
+        _save_film(frames, out, times)
     else:
         _save(strip(*rows), out)
     steps, shown = painted.pictures.shape[:2]
@@ -786,6 +786,11 @@ def _save(picture: Any, out: Path, **options: Any) -> None:
         raise ConfigError(f"cannot write {out}: {error}; choose another --out") from None
 
 
+def _save_film(frames: Sequence[Any], out: Path, milliseconds: int | list[int]) -> None:
+    """Write pictures that follow each other without end, each for so long. Raises `ConfigError` as `_save` does."""
+    _save(frames[0], out, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+
+
 def _test_pictures(model: Model, data: str) -> Pictures:
     """The test pictures of a set, in the size that the model knows."""
     from .data import open_pictures
@@ -812,10 +817,9 @@ def _begin(model: Model, n: int, source: str | None) -> Any:
     if source is None:
         begins = "sees a part of pictures of some set" if model.completes else "begins from pictures of a second set"
         raise ConfigError(f"{_name(model)} {begins}; name it with --source")
-    from .data import open_pictures, spread_over
+    from .data import spread_over
 
-    spec = model.identity.data
-    pictures = open_pictures(source, split="test", image_size=spec.image_size, channels=spec.channels)
+    pictures = _test_pictures(model, source)
     places = spread_over(len(pictures), n)
     return pictures.batch([places[k % len(places)] for k in range(n)]).images
 

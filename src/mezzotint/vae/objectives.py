@@ -32,20 +32,25 @@ class Inferred(NamedTuple):
         return self.log_likelihood + self.log_ratio
 
 
-def elbo_losses(inferred: Inferred, penalty: Tensor | None = None) -> Losses:
+def elbo_losses(inferred: Inferred, penalty: Tensor | None = None, weights: Tensor | None = None) -> Losses:
     """-ln p(x | z) + penalty, the mean over pictures; logged: both terms of the bound, the bound, and the penalty.
 
     penalty  (B,), what stands in place of the KL; None: the KL itself, which is then not logged twice
+    weights  (B,), how much each picture counts; None: 1
     """
-    instead = {} if penalty is None else {"penalty": penalty.mean()}
+
+    def mean(values: Tensor) -> Tensor:
+        return values.mean() if weights is None else (weights * values).mean()
+
+    instead = {} if penalty is None else {"penalty": mean(penalty)}
     penalty = inferred.kl.sum(1) if penalty is None else penalty
     parts = {
-        "reconstruction": -inferred.log_likelihood.mean(),
-        "kl": inferred.kl.sum(1).mean(),
-        "negative_elbo": -inferred.elbo.mean(),
+        "reconstruction": -mean(inferred.log_likelihood),
+        "kl": mean(inferred.kl.sum(1)),
+        "negative_elbo": -mean(inferred.elbo),
         **instead,
     }
-    return Losses((penalty - inferred.log_likelihood).mean(), {name: value.detach() for name, value in parts.items()})
+    return Losses(mean(penalty - inferred.log_likelihood), {name: value.detach() for name, value in parts.items()})
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,9 @@ class ELBO(Config):
         warm = ((step + 1) / self.warmup_steps).clamp(max=1.0) if self.warmup_steps else 1.0
         return self.beta * warm * kl.sum(1)
 
-    def losses(self, inferred: Inferred, step: Tensor) -> Losses:
-        """The loss of `Inferred` with B rows; see `penalty`."""
-        return elbo_losses(inferred, self.penalty(inferred, step))
+    def losses(self, inferred: Inferred, step: Tensor, weights: Tensor | None = None) -> Losses:
+        """The loss of `Inferred` with B rows, which count by weights (B,); see `penalty`."""
+        return elbo_losses(inferred, self.penalty(inferred, step), weights)
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,9 @@ class Capacity(Config):
         """See `ELBO.penalty`."""
         return self.gamma * (inferred.kl.sum(1) - self.capacity(step)).abs()
 
-    def losses(self, inferred: Inferred, step: Tensor) -> Losses:
+    def losses(self, inferred: Inferred, step: Tensor, weights: Tensor | None = None) -> Losses:
         """See `ELBO.losses`; C is logged beside."""
-        total, parts = elbo_losses(inferred, self.penalty(inferred, step))
+        total, parts = elbo_losses(inferred, self.penalty(inferred, step), weights)
         return Losses(total, {**parts, "capacity": self.capacity(step).float()})
 
 

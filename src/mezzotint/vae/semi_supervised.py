@@ -200,23 +200,10 @@ class SemiSupervised(VariationalModel):
         inferred, logits = self._learned(batch)
         hits = F.cross_entropy(logits, labels.clamp_min(0), reduction="none") * known / share
         assert isinstance(self.objective, ELBO | Capacity)
-        penalty = self.objective.penalty(inferred, self.steps)
-        parts = {
-            "reconstruction": -(weights * inferred.log_likelihood).mean(),
-            "kl": (weights * inferred.kl.sum(1)).mean(),
-            "negative_elbo": -(weights * inferred.elbo).mean(),
-            "classification": hits.mean(),
-            "accuracy": ((logits.argmax(1) == labels) / share).mean(),
-        }
-        total = self.alpha * hits.mean()
-        if penalty is None:
-            total = total + parts["negative_elbo"]
-        else:
-            parts["penalty"] = (weights * penalty).mean()
-            total = total + parts["reconstruction"] + parts["penalty"]
-        if isinstance(self.objective, Capacity):
-            parts["capacity"] = self.objective.capacity(self.steps).float()
-        return Losses(total, {name: value.detach() for name, value in parts.items()})
+        total, parts = self.objective.losses(inferred, self.steps, weights)
+        accuracy = ((logits.argmax(1) == labels) / share).mean()
+        told = {"classification": hits.mean().detach(), "accuracy": accuracy}
+        return Losses(self.alpha * hits.mean() + total, {**parts, **told})
 
     @abstractmethod
     def _learned(self, batch: Batch) -> tuple[Inferred, Tensor]:
