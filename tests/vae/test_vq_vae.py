@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -52,6 +53,23 @@ def whole(kind: str = "pixelcnn", classes: int = 0, codec: VQVAE | None = None) 
 
 
 # The first stage -----------------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_codec_is_the_codec():
+    eager = tiny(image_size=8).train()
+    compiled = copy.deepcopy(eager)
+    compiled.compile(backend="aot_eager")  # what can fail is the tracing; no C++ compiler is asked for
+    for step in range(2):  # the first of which begins the codebook
+        batch = Batch(pictures(8, 8), seeds=range(8))
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = [codec(batch).total for codec in (eager, compiled)]
+        assert losses[0] == losses[1]
+        for codec, loss in zip((eager, compiled), losses):
+            loss.backward()
+            codec.after_step(step)
+    assert eager.quantiser.updates == 2
+    assert all(map(torch.equal, eager.state_dict().values(), compiled.state_dict().values()))
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(eager.parameters(), compiled.parameters()))
 
 
 @pytest.mark.parametrize("update", ["average", "gradient"])

@@ -106,6 +106,7 @@ class VectorQuantiser(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # steps made
         self.seen: Seen | None = None  # within one step; no state of a run
 
+    @torch.compiler.disable  # it remembers, and branches on what it counted; torch itself fails where it is traced
     def forward(self, z: Tensor, chance: Tensor | None = None) -> Quantised:
         """Quantise z_e (B, D, h, w), which autocast does not make any coarser.
 
