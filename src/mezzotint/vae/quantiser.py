@@ -106,7 +106,6 @@ class VectorQuantiser(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # steps made
         self.seen: Seen | None = None  # within one step; no state of a run
 
-    @torch.compiler.disable  # it remembers, and branches on what it counted; torch itself fails where it is traced
     def forward(self, z: Tensor, chance: Tensor | None = None) -> Quantised:
         """Quantise z_e (B, D, h, w), which autocast does not make any coarser.
 
@@ -117,7 +116,7 @@ class VectorQuantiser(nn.Module):
         """
         with torch.autocast(z.device.type, enabled=False):
             z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-            vectors = z.permute(0, 2, 3, 1)  # (B, h, w, D)
+            vectors = z.permute(0, 2, 3, 1).contiguous()  # (B, h, w, D); a view is more than torch.compile can take
             codes = self.nearest(vectors)
             found = F.embedding(codes, self.codebook)  # z_q, (B, h, w, D)
             commitment = self._over_positions((vectors - found.detach()).square().sum(-1))
