@@ -73,7 +73,7 @@ ENTRIES = (
     Entry("semi-supervised-m1", pictures=220_000, evaluate="--data fashion", draws=""),
     Entry("semi-supervised-m2", pictures=100_000),
     Entry("semi-supervised-vae", pictures=360_000),
-    Entry("iwae", pictures=100_000),
+    Entry("iwae", pictures=60_000),
     Entry("draw", pictures=75_000),
     Entry("vq-vae", pictures=140_000),
     Entry("hierarchical-variational-model", pictures=200_000),

@@ -291,7 +291,7 @@ def reconstruct(
 ) -> None:
     """Draw pictures beside what the model keeps of them.
 
-    A denoising model is shown them spoiled, as in training; that is then the row between.
+    A denoising autoencoder is shown them spoiled, as in training; that is then the row between.
     """
     import torch
 

@@ -9,7 +9,7 @@ from vae.quadrature import Nodes, binary_pictures
 import mezzotint as mz
 from mezzotint.core.batch import Batch, PictureRandom
 from mezzotint.core.errors import ConfigError, TrainingError
-from mezzotint.core.system import Recipe
+from mezzotint.systems import find
 from mezzotint.training.guard import GradientGuard
 from mezzotint.vae.gaussian import Gaussian
 from mezzotint.vae.groups import enlarged, halved
@@ -274,9 +274,10 @@ def test_inside_a_block_there_is_a_share_of_its_width(share):
             assert [layer.in_channels for layer in block.convs[1:]] == [inner] * 3
 
 
-def test_gradients_above_any_fixed_threshold_do_not_freeze_a_run():
+@pytest.mark.parametrize("size", find("vdvae").stages[0].recipes)
+def test_gradients_above_any_fixed_threshold_do_not_freeze_a_run(size):
     """The paper skips norms above 400 or so: where all are, nothing would be learned any more, and nothing said."""
-    recipe = Recipe()
+    recipe = find("vdvae").stages[0].recipes[size]
     guard = GradientGuard("model", "model", recipe.skip_factor, recipe.max_skips)
     assert all(guard.accepts(1000.0 * 1.003**step) for step in range(2000))
     assert guard.accepts(0.3 * 1000.0 * 1.003**2000)

@@ -148,8 +148,12 @@ class DiscretisedLogistics(Likelihood):
         return self.mixtures * (1 + 2 * c + c * (c - 1) // 2)
 
     def _parts(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """ln pi (B, K, H, W), mu and ln s (B, C, K, H, W), shifts (B, C (C - 1) / 2, K, H, W)."""
+        """ln pi (B, K, H, W), mu and ln s (B, C, K, H, W), shifts (B, C (C - 1) / 2, K, H, W).
+
+        Of numbers in half precision they are float32: rounded, 1 / s says half a nat too much of a picture.
+        """
         k, c = self.mixtures, self.channels
+        numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
         weights, means, scales, shifts = numbers.split([k, c * k, c * k, k * (c * (c - 1) // 2)], 1)
         log_scales = scales.unflatten(1, (c, k)).clamp(self.LEAST, self.MOST)
         pairs = torch.tanh(shifts).unflatten(1, (-1, k)) if c > 1 else shifts

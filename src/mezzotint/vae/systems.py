@@ -707,6 +707,13 @@ def _short_ladder(data: PictureSpec) -> VDVAEConfig:
     )  # fmt: skip
 
 
+def _cifar10(data: PictureSpec) -> VDVAEConfig:
+    """The first of the published ladders, which is also the size called `paper`."""
+    return _ladder(data, CIFAR10, 32, 384)
+
+
+CIFAR10_RECIPE = _child(32, 1_000_000, 2e-4, 0.9999, 3 * 32**2, 200.0)
+
 vdvae = System(
     name="vdvae",
     title="Very deep VAE",
@@ -723,12 +730,14 @@ vdvae = System(
     ),
     stages=(Stage("model", VDVAE, {
         "small": _short_ladder,
-        "paper": lambda data: _ladder(data, CIFAR10, 32, 384),
+        "paper": _cifar10,
+        "cifar10": _cifar10,
         "imagenet32": lambda data: _ladder(data, IMAGENET32, 32, 512),
         "imagenet64": lambda data: _ladder(data, IMAGENET64, 64, 512),
     }, {
         "small": GROUPS_SMALL,
-        "paper": _child(32, 1_000_000, 2e-4, 0.9999, 3 * 32**2, 200.0),
+        "paper": CIFAR10_RECIPE,
+        "cifar10": CIFAR10_RECIPE,
         "imagenet32": _child(256, 1_700_000, 1.5e-4, 0.999, 3 * 32**2, 200.0),
         "imagenet64": _child(128, 1_600_000, 1.5e-4, 0.999, 3 * 64**2, 220.0),
     }),),

@@ -41,8 +41,9 @@ def traverse(
     kl = _nats(model, picture)
     if len(kl) != code.numel():
         raise ConfigError(
-            f"a code of {code.numel()} numbers in {len(kl)} maps cannot be traversed number by number; interpolate"
-            " between two pictures instead"
+            f"a code of {code.numel()} numbers in {len(kl)} maps cannot be traversed number by number; walk"
+            " from picture to picture with mezzotint.vae.traversal.interpolate, or from seed to seed with the command"
+            " interpolate"
         )
     if reference is not None:
         parts = [(len(part), _nats(model, part)) for part in reference.split(TOGETHER)]
