@@ -163,6 +163,16 @@ def test_pictures_and_classes_sum_to_one(truth):
 
 
 @torch.no_grad()
+def test_chances_of_classes_in_half_precision_say_what_the_same_numbers_say():
+    """They weigh the nats of whole pictures, so that a sum of 0.99 in place of 1 is many nats."""
+    core = m2().float().core
+    x, noise = binary_pictures().float(), torch.randn(16, 1)
+    half = torch.randn(16, CLASSES).bfloat16()
+    first = core.first(x)
+    rounded, exact = (core.infer(x, logits, first, None, noise) for logits in (half, half.float()))
+    assert all(map(torch.equal, rounded, exact))
+
+
 def test_many_samples_come_to_the_likelihood(truth):
     model, x = m2(), binary_pictures()[3:5]
     exact = over_noise(model, x, None)[1]

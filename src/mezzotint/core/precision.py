@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .errors import ConfigError, suggest
 
@@ -24,6 +25,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     return "bf16" if _multiplies_bf16(device) else "fp32"
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """float32 in place of half precision, in which a sum of nats is off by tenths; what is finer stays."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _multiplies_bf16(device: torch.device) -> bool:

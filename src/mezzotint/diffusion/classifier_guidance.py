@@ -15,6 +15,7 @@ from ..core.batch import Batch
 from ..core.config import Config
 from ..core.errors import ConfigError, DataError
 from ..core.model import Losses, Model
+from ..core.precision import at_least_float32
 from ..nn.encoder import HalfUNet
 from ..nn.unet import UNetConfig
 from .model import by_quarter, choose, noisy
@@ -84,8 +85,7 @@ class NoisyClassifier(Model):
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """What the network says of x_t, (B, classes) float32 or more; t () or (B,) a time of the path."""
         seen = unit(x, self.path.at(t)) if self.config.unit_input else x
-        answer = self.network(seen, self.path.network_time(t))
-        return answer.to(torch.promote_types(answer.dtype, torch.float32))
+        return at_least_float32(self.network(seen, self.path.network_time(t)))
 
     def log_prob_of(self, labels: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """ln p(label | x_t), nats, (B,), for labels (B,) and t () or (B,)."""

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.precision import at_least_float32
+
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -48,8 +50,8 @@ class Gaussian(NamedTuple):
 
     @property
     def wide(self) -> Gaussian:
-        """The same in float32 at least: of half precision a sum of nats is off by tenths."""
-        return Gaussian(*(value.to(torch.promote_types(value.dtype, torch.float32)) for value in self))
+        """The same in float32 at least."""
+        return Gaussian(*map(at_least_float32, self))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """ln N(z), nats, summed over all but the first dimension: (B,)."""

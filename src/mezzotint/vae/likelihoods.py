@@ -15,6 +15,7 @@ from ..core.batch import PictureRandom
 from ..core.config import Config
 from ..core.errors import ConfigError
 from ..core.likelihood import LEVELS, Pixels
+from ..core.precision import at_least_float32
 from .gaussian import LOG_2PI
 
 
@@ -153,8 +154,7 @@ class DiscretisedLogistics(Likelihood):
         Of numbers in half precision they are float32: rounded, 1 / s says half a nat too much of a picture.
         """
         k, c = self.mixtures, self.channels
-        numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
-        weights, means, scales, shifts = numbers.split([k, c * k, c * k, k * (c * (c - 1) // 2)], 1)
+        weights, means, scales, shifts = at_least_float32(numbers).split([k, c * k, c * k, k * (c * (c - 1) // 2)], 1)
         log_scales = scales.unflatten(1, (c, k)).clamp(self.LEAST, self.MOST)
         pairs = torch.tanh(shifts).unflatten(1, (-1, k)) if c > 1 else shifts
         return weights.log_softmax(1), means.unflatten(1, (c, k)), log_scales, pairs

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..core.config import Config
 from ..core.errors import ConfigError
+from ..core.precision import at_least_float32
 
 SCORES = 2**20  # numbers in the part of the distance matrix that is looked at together
 START_VECTORS = 16  # for each code, among which k-means finds where the codes begin
@@ -115,8 +116,8 @@ class VectorQuantiser(nn.Module):
         Raises `ValueError` where it is missing.
         """
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-            vectors = z.permute(0, 2, 3, 1).contiguous()  # (B, h, w, D); a view is more than torch.compile can take
+            # (B, h, w, D); not a view, at which torch.compile fails
+            vectors = at_least_float32(z).permute(0, 2, 3, 1).contiguous()
             codes = self.nearest(vectors)
             found = F.embedding(codes, self.codebook)  # z_q, (B, h, w, D)
             commitment = self._over_positions((vectors - found.detach()).square().sum(-1))

@@ -17,6 +17,7 @@ from ..core.config import Config
 from ..core.errors import ConfigError
 from ..core.labels import choose_labels, given_labels, labels_of
 from ..core.model import Latents, Losses, Model
+from ..core.precision import at_least_float32
 from .gaussian import Gaussian
 from .likelihoods import LikelihoodConfig, LogisticsConfig
 from .model import Draws, VariationalModel
@@ -146,7 +147,7 @@ class ClassAndCode(nn.Module):
         labels  (B,), -1 where there is none; None: nowhere
         noise   (B, latent), the same for each class of a row
         """
-        log_chance = logits.log_softmax(1)
+        log_chance = at_least_float32(logits).log_softmax(1)  # rounded, chances do not sum to one
         told = torch.full_like(log_chance[:, 0], -1, dtype=torch.int64) if labels is None else labels
         known = told >= 0
         possible = ~known[:, None] | (told[:, None] == torch.arange(self.classes, device=x.device))
