@@ -152,9 +152,9 @@ def page(found: Mapping[str, Found], asked: argparse.Namespace) -> None:
             f" {its.seen / TRAINING:.1f} | {its.minutes:.0f} |\n"
         )
     drawn, axes = figure("mnist_nats", figsize=(6.5, 4))
-    for name, its in found.items():
-        if its.held_out:
-            axes.plot(*zip(*its.held_out), "o-", ms=3, label=name)
+    for number, (name, its) in enumerate(found.items()):
+        if its.held_out:  # there are ten colours
+            axes.plot(*zip(*its.held_out), "o-" if number < 10 else "s--", ms=3, label=name)
     axes.set(xlabel="passes over the training pictures", ylabel="loss on held-out pictures, nats", xscale="log")
     if axes.get_lines():
         axes.legend(frameon=False, fontsize=8)
