@@ -60,14 +60,20 @@ class Entry:
     begin: str = ""  # what `mezzotint sample` begins from, where `evaluate` knows it
     evaluate: str = JUDGED
     draws: str = "sample"  # the command that makes the picture; "": there is none
-    note: str = ""  # what one must know to compare the numbers with other rows
+    note: str = ""  # what one must know to read its picture, or to compare its numbers with other rows
 
 
 GUIDED = "--guidance 1"
 ENTRIES = (
     Entry("classifier", pictures=150_000, evaluate="--data fashion", draws=""),
     Entry("autoencoder", pictures=200_000),
-    Entry("denoising-autoencoder", pictures=200_000, evaluate="--data fashion", draws="reconstruct"),
+    Entry(
+        "denoising-autoencoder",
+        pictures=200_000,
+        evaluate="--data fashion",
+        draws="reconstruct",
+        note="Its rows come in threes: test pictures, what it is shown of them, and what it makes of that.",
+    ),
     Entry("generative-dae", pictures=300_000),
     Entry("vae", pictures=200_000),
     Entry("beta-vae", pictures=200_000),
