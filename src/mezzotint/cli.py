@@ -124,7 +124,7 @@ def train(
     data: Annotated[str, typer.Option(help="fashion, mnist, a folder, hf:owner/name, tar shards.")],
     out: Annotated[Path, typer.Option(help="The run directory.")],
     source: Source = None,
-    size: Annotated[str, typer.Option(help="small (a laptop), paper (as published), or what describe names.")] = "small",
+    size: Annotated[str, typer.Option(help="small (a laptop), paper (published), or what describe names.")] = "small",
     image_size: Annotated[int | None, typer.Option(min=1, help="Height and width in pixels.")] = None,
     channels: Annotated[int | None, typer.Option(min=1, max=3, help="1 grey, 3 colour.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.0, help="Budget in minutes.")] = None,
