@@ -18,7 +18,7 @@ def model(name: str) -> mz.Model:
     made = mz.create(name, image_size=16)
     with torch.no_grad():
         for parameter in made.parameters():  # priors that begin as N(0, I) whatever is above them
-            parameter.add_(0.05 * torch.randn_like(parameter))
+            parameter.add_(0.03 * torch.randn_like(parameter))
     return made.eval()
 
 
