@@ -126,7 +126,10 @@ def page(found: dict[str, Path], n: int) -> None:
     remedies = " ".join(
         f"{what} {'keeps' if nats > 2 * bare else 'does **not** keep'} more than twice as many nats ({nats:.1f} to"
         f" {bare:.1f}); its bound is {abs(more):.1f} nats {'worse' if more > 0 else 'better'}."
-        for what, nats, more in (("Warm-up", slow, prices[1] - prices[0]), ("Giving free bits", free, prices[2] - prices[0]))
+        for what, nats, more in (
+            ("Warm-up", slow, prices[1] - prices[0]),
+            ("Giving free bits", free, prices[2] - prices[0]),
+        )
     )
     near = codes["near PixelCNN, the bound itself"].nats
     also = (
