@@ -173,6 +173,7 @@ def test_chances_of_classes_in_half_precision_say_what_the_same_numbers_say():
     assert all(map(torch.equal, rounded, exact))
 
 
+@torch.no_grad()
 def test_many_samples_come_to_the_likelihood(truth):
     model, x = m2(), binary_pictures()[3:5]
     exact = over_noise(model, x, None)[1]

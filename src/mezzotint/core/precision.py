@@ -28,7 +28,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """float32 in place of half precision, in which a sum of nats is off by tenths; what is finer stays."""
+    """float32 in place of half precision, in which a thousand nats are off by whole ones; what is finer stays."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
