@@ -230,7 +230,7 @@ def page(name: str, row: dict) -> str:
 
 
 def weighed(name: str) -> str:
-    """What its small size minimises, where that is not the bound itself."""
+    """How often its small size counts the KL, where not once."""
     for stage in find(name).stages:
         objective = getattr(stage.sizes["small"](PictureSpec(28, 1, ("a", "b"))), "objective", None)
         if (beta := getattr(objective, "beta", 1.0)) != 1:

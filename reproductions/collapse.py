@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from harness import PAGES, figure, save, trained, write
+from mnist_nats import BINARY
 from torch import Tensor
 
 import mezzotint as mz
@@ -33,7 +34,6 @@ SEEN = 50_000  # pictures in training
 SHOWN = 12  # in a row of the figure
 BATCH = 100
 
-BINARY = ("--set", "likelihood.kind=bernoulli")
 TOLD = ("--set", "features=0")  # every layer of the PixelCNN is told the code itself
 # It sees 7 + 4 x 3 = 19 rows up and columns to each side: nearly all of what was drawn before
 FAR = [

@@ -175,7 +175,7 @@ def page(found: Mapping[str, Found], asked: argparse.Namespace) -> None:
         f"Made by `python reproductions/mnist_nats.py --epochs {asked.epochs} --minutes {asked.minutes:g} --samples"
         f" {asked.samples} --n {asked.n}` (threads: {torch.get_num_threads()}): MNIST, **dynamically** binarised, in"
         " training and in measuring; -ln p(x) in nats per picture, importance sampling from the posterior, seeds from"
-        " 0. Published numbers come from recipes that are up to two hundred times as long.\n"
+        " 0. Published numbers come from recipes that are far longer, that of VAE and IWAE 219 times the 15 passes.\n"
     )
     rows: dict[str, Any] = {name: vars(its) for name, its in found.items()}
     write("mnist_nats", "Nats of dynamically binarised MNIST", body, None, rows, "", protocol)
